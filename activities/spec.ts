@@ -1,0 +1,99 @@
+import { z } from 'zod'
+
+import { architectureSchema } from './contract.ts'
+
+const count = z.int().nonnegative()
+const positive = z.int().positive()
+const temperature = z.number().min(0).max(2)
+
+const phaseSchema = z.strictObject({
+  steps: positive,
+  batch: positive, // documents (base) or groups of episodes per step
+  learningRate: z.number().positive(),
+  warmupSteps: count.default(0),
+})
+
+/** Everything that decides what a run's data and models are. Equal specs share stage keys, so data. */
+export const specSchema = z.strictObject({
+  seed: count.default(0),
+  domain: z.enum(['reviews']),
+  users: z.strictObject({
+    train: positive, // users whose preferences may be trained on
+    unseen: positive, // users only ever evaluated; half have combinations of taste no training user has
+    silentShare: z.number().min(0).max(1), // share of personas whose seed text omits one of their tastes
+    model: z.string(), // alias that writes personas
+  }),
+  questions: z.strictObject({ seen: positive, unseen: positive, model: z.string() }),
+  responses: z.strictObject({
+    perQuestion: positive,
+    models: z.array(z.string()).min(1), // the ensemble
+    temperature,
+    maxTokens: positive,
+  }),
+  refinement: z.strictObject({ pairs: count, model: z.string() }), // pairs shown per persona; 0 turns it off
+  preferences: z.strictObject({
+    judge: z.string(),
+    panel: positive, // training users who label the same pairs
+    pairs: positive, // per training user, on seen questions
+    unseenPairs: positive, // per unseen user, on unseen questions, the same for all of them
+  }),
+  episodes: z.strictObject({
+    shots: count, // N
+    queries: positive, // k per prefix; 1 is the paper
+    perUser: positive, // training episodes per user
+    pairing: z.enum(['none', 'mirrored', 'disagreeing']),
+  }),
+  training: z.strictObject({
+    architecture: architectureSchema,
+    documents: positive,
+    beta: z.number().positive(),
+    clip: z.number().positive(),
+    maxTokens: positive,
+    base: phaseSchema,
+    prefFt: phaseSchema,
+    pooled: phaseSchema,
+    fspo: phaseSchema,
+  }),
+  evaluation: z.strictObject({
+    judge: z.string(),
+    users: positive, // per cell
+    questions: positive, // per user and cell
+    temperature,
+    maxTokens: positive,
+    oracleDraws: positive,
+    shotCounts: z.array(count),
+    resamples: positive,
+  }),
+})
+export type Spec = z.infer<typeof specSchema>
+
+/** How a run is carried out: nothing here changes what it makes. Secrets stay in the environment. */
+export const operationsSchema = z.strictObject({
+  models: z.record(
+    z.string(), // alias
+    z.strictObject({
+      baseUrl: z.url().optional(), // default: the stack's simulator
+      model: z.string(), // the name the endpoint knows
+      apiKeyEnv: z.string().optional(), // name of the environment variable that holds the key
+      concurrency: positive.default(64),
+      inputUsdPerMillion: z.number().nonnegative().default(0),
+      outputUsdPerMillion: z.number().nonnegative().default(0),
+      timeoutMs: positive.default(60_000),
+    }),
+  ),
+  concurrency: positive.default(64), // items in flight per shard
+  shardItems: positive.default(500),
+  flushEvery: positive.default(256), // items per chunk
+  window: positive.max(100).default(16), // shards in flight per stage
+  engine: z.enum(['tfjs']).default('tfjs'),
+})
+export type Operations = z.infer<typeof operationsSchema>
+
+/** What `runs/<run>/config.json` in the store holds: the whole of what a worker must know about a run. */
+export const runConfigSchema = z.strictObject({
+  v: z.literal(1),
+  run: z.string().regex(/^[a-z0-9][a-z0-9-]{0,62}$/),
+  spec: specSchema,
+  operations: operationsSchema,
+})
+export type RunConfig = z.infer<typeof runConfigSchema>

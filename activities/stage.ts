@@ -1,0 +1,55 @@
+import type { z } from 'zod'
+
+import type { Chat } from '../infra/llm.ts'
+import type { Spec } from './spec.ts'
+
+/** Stages in the order of the road of the data (README). */
+export const stageNames = [
+  'personas',
+  'questions',
+  'responses',
+  'refinements',
+  'preferences',
+  'episodes',
+  'base',
+  'pref-ft',
+  'pooled',
+  'fspo',
+  'samples',
+  'scores',
+  'verdicts',
+] as const
+export type StageName = (typeof stageNames)[number]
+
+/** What a stage may look at: the spec and the sealed rows of the stages it reads. */
+export interface StageContext {
+  spec: Spec
+  /** All rows of a sealed stage, in index order, cached per process. Only stages named in `reads` may be asked for. */
+  rows<Row>(stage: StageName): Promise<Row[]>
+}
+
+/** An item's own means: its id, its seed (from spec seed and id, never from the attempt) and the models. */
+export interface ItemContext extends StageContext {
+  id: string
+  index: number
+  seed: number
+  signal: AbortSignal
+  chat: Chat
+}
+
+/**
+ * A stage whose items are made one by one: pure planning, then `process` per item.
+ * `items` must be deterministic in (spec, sealed rows); `process` throws ItemError for a dead letter.
+ */
+export interface ItemStage<Item, Row> {
+  kind: 'items'
+  name: StageName
+  queue: 'fspo-llm' | 'fspo-io'
+  reads: StageName[]
+  /** The part of the spec, and prompt versions, that can change this stage's rows: hashed into the stage key. */
+  content(spec: Spec): unknown
+  schema: z.ZodType<Row>
+  /** Columns left out of the content hash (effort: endpoint, attempts, …). */
+  items(context: StageContext): Promise<Item[]>
+  process(item: Item, context: ItemContext): Promise<Row>
+}
