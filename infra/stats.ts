@@ -46,58 +46,18 @@ export function createBootstrap({
 }): Bootstrap {
   const plans = new Map<number, Uint16Array[]>()
 
-  function planOf(clusters: number): Uint16Array[] {
+  function weightsOf(clusters: number): Uint16Array[] {
     const known = plans.get(clusters)
     if (known) return known
-    const plan = drawWeights({ clusters, resamples, seed: `${seed}/${clusters}` })
-    plans.set(clusters, plan)
-    return plan
+    const weights = drawWeights({ clusters, resamples, seed: `${seed}/${clusters}` })
+    plans.set(clusters, weights)
+    return weights
   }
 
-  function interval(mean: number, clusters: number, draws: number[]): Interval {
-    if (clusters < 2 || draws.length === 0) return { mean, lo: null, hi: null }
-    const sorted = Float64Array.from(draws).sort()
-    const tail = tailShare(clusters, level)
-    return { mean, lo: quantile(sorted, tail), hi: quantile(sorted, 1 - tail) }
+  return {
+    estimate: (observations) => estimateMean(observations, { weightsOf, level }),
+    estimatePairs: (observations) => estimatePairMean(observations, { weightsOf, level }),
   }
-
-  function estimate(observations: Observation[]): Estimate {
-    const { sums, counts } = clusterSums(observations)
-    const clusters = sums.length
-    if (clusters === 0) return nothing()
-    const mean = total(sums) / total(counts)
-    const draws = planOf(clusters).map((weights) => dot(weights, sums) / dot(weights, counts))
-    return {
-      ...interval(mean, clusters, draws),
-      items: observations.length,
-      clusters,
-      designEffect: designEffect({ observations, sums, counts, mean }),
-    }
-  }
-
-  function estimatePairs(observations: PairObservation[]): Estimate {
-    const { cells, clusters } = pairSums(observations)
-    if (cells.length === 0) return nothing()
-    const mean = observations.reduce((sum, { value }) => sum + value, 0) / observations.length
-    const draws = planOf(clusters).flatMap((weights) => {
-      let sum = 0
-      let count = 0
-      for (const cell of cells) {
-        const weight = weights[cell.a]! * weights[cell.b]!
-        sum += weight * cell.sum
-        count += weight * cell.count
-      }
-      return count === 0 ? [] : [sum / count] // a draw in which nobody disagrees says nothing
-    })
-    return {
-      ...interval(mean, clusters, draws),
-      items: observations.length,
-      clusters,
-      designEffect: null,
-    }
-  }
-
-  return { estimate, estimatePairs }
 }
 
 /** Arithmetic mean; NaN without values. */
@@ -141,6 +101,60 @@ export function studentQuantile(share: number, freedom: number): number {
     else high = middle
   }
   return Math.sign(share - 0.5) * low
+}
+
+interface Plan {
+  weightsOf(clusters: number): Uint16Array[]
+  level: number
+}
+
+function estimateMean(observations: Observation[], { weightsOf, level }: Plan): Estimate {
+  const { sums, counts } = clusterSums(observations)
+  const clusters = sums.length
+  if (clusters === 0) return nothing()
+  const mean = total(sums) / total(counts)
+  const draws = weightsOf(clusters).map((weights) => dot(weights, sums) / dot(weights, counts))
+  return {
+    ...interval({ mean, clusters, draws, level }),
+    items: observations.length,
+    clusters,
+    designEffect: designEffect({ observations, sums, counts, mean }),
+  }
+}
+
+function estimatePairMean(observations: PairObservation[], { weightsOf, level }: Plan): Estimate {
+  const { cells, clusters } = pairSums(observations)
+  if (cells.length === 0) return nothing()
+  const mean = meanOf(observations.map(({ value }) => value))
+  const draws = weightsOf(clusters).flatMap((weights) => {
+    let sum = 0
+    let count = 0
+    for (const cell of cells) {
+      const weight = weights[cell.a]! * weights[cell.b]!
+      sum += weight * cell.sum
+      count += weight * cell.count
+    }
+    return count === 0 ? [] : [sum / count] // a draw in which nobody disagrees says nothing
+  })
+  return {
+    ...interval({ mean, clusters, draws, level }),
+    items: observations.length,
+    clusters,
+    designEffect: null,
+  }
+}
+
+function interval(options: {
+  mean: number
+  clusters: number
+  draws: number[]
+  level: number
+}): Interval {
+  const { mean, clusters, draws, level } = options
+  if (clusters < 2 || draws.length === 0) return { mean, lo: null, hi: null }
+  const sorted = Float64Array.from(draws).sort()
+  const tail = tailShare(clusters, level)
+  return { mean, lo: quantile(sorted, tail), hi: quantile(sorted, 1 - tail) }
 }
 
 /**
