@@ -1,0 +1,46 @@
+/** One labelled pair shown in a few-shot prefix. */
+export interface Shot {
+  prompt: string
+  chosen: string
+  rejected: string
+}
+
+// The layout of the authors' few-shot prompt (FSPO.md §2), in our own words. Examples carry no number,
+// and each heading is one token of the nano tokenizer, its newlines included.
+const example = '# Example\n'
+const question = '## Question\n'
+const preferred = '\n## Preferred Response\n'
+const dispreferred = '\n## Dispreferred Response\n'
+const gap = '\n\n'
+const task = '# Task\nGiven the examples above, write the response this person prefers.\n'
+
+/** What a tokenizer trained on rendered text must hold as single tokens. */
+export const specialTokens: string[] = [example, question, preferred, dispreferred, gap, task]
+
+/** Changes whenever rendered text may change; part of stage keys. */
+export const renderVersion = 1
+
+/** The few-shot prefix of N labelled pairs; '' without any. */
+export function renderPrefix(shots: readonly Shot[]): string {
+  if (shots.length === 0) return ''
+  return shots.map(renderShot).join('') + task
+}
+
+/** The held-out question, up to where the answer starts. */
+export function renderQuery(prompt: string): string {
+  return question + prompt + preferred
+}
+
+/** The answer as it is trained on, scored and sampled; the engine ends it with its end-of-text token. */
+export function renderAnswer(text: string): string {
+  return text
+}
+
+/** A question and one answer without any preference, as in the base model's documents. */
+export function renderDocument(pairs: readonly { prompt: string; text: string }[]): string {
+  return pairs.map(({ prompt, text }) => renderQuery(prompt) + renderAnswer(text)).join(gap)
+}
+
+function renderShot({ prompt, chosen, rejected }: Shot): string {
+  return example + question + prompt + preferred + chosen + dispreferred + rejected + gap
+}

@@ -1,0 +1,73 @@
+import { createRandom, seedOf } from '../infra/random.ts'
+import { promptVersions, responsePrompt, reviewerOf } from './prompts.ts'
+import { responseSchema } from './records.ts'
+import type { Question, Response } from './records.ts'
+import { ask, effortOf, readProse } from './replies.ts'
+import type { ItemStage } from './stage.ts'
+import type { Signs } from './users.ts'
+
+/** One review to write. */
+export interface ResponseItem {
+  question: Question
+  steer: Signs
+  alias: string
+}
+
+// Twelve steers: the eight corners, then four that are neutral on one axis or on all.
+const steers: Signs[] = [
+  ...[1, -1].flatMap((a) => [1, -1].flatMap((b) => [1, -1].map((c): Signs => [a, b, c]))),
+  [0, 1, -1],
+  [1, 0, 0],
+  [-1, 0, 0],
+  [0, -1, 1],
+]
+
+/** Writes the answers: steers and models of the ensemble rotate over each question's items. */
+export const responses: ItemStage<ResponseItem, Response> = {
+  kind: 'items',
+  name: 'responses',
+  queue: 'fspo-llm',
+  reads: ['questions'],
+  content: (spec) => ({ responses: spec.responses, prompt: promptVersions.response }),
+  schema: responseSchema,
+  async items({ spec, rows }) {
+    const asked = await rows<Question>('questions')
+    return asked.flatMap((question) => responseItems(question, spec))
+  },
+  async process({ question, steer, alias }, context) {
+    const reviewer = reviewerOf(steer)
+    const { temperature, maxTokens } = context.spec.responses
+    const { value, replies } = await ask(
+      context,
+      {
+        alias,
+        messages: responsePrompt({ question: question.text, reviewer }),
+        temperature,
+        maxTokens,
+        call: 'response',
+        remedy: 'That was no review. Write only the review, in plain whole sentences.',
+      },
+      readProse,
+    )
+    const { id, index } = context
+    const { id: asked, split } = question
+    return { id, index, question: asked, split, steer: reviewer, text: value, ...effortOf(replies) }
+  },
+}
+
+function responseItems(
+  question: Question,
+  {
+    seed,
+    responses: { perQuestion, models },
+  }: { seed: number; responses: { perQuestion: number; models: string[] } },
+): ResponseItem[] {
+  const random = createRandom(seedOf(seed, 'steers', question.index))
+  const first = random.int(models.length)
+  return Array.from({ length: perQuestion }, (_, i) => ({
+    question,
+    steer: steers[i % steers.length]!,
+    // One further step per round, so that a steer meets every model.
+    alias: models[(first + i + Math.floor(i / steers.length)) % models.length]!,
+  }))
+}
