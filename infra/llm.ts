@@ -1,3 +1,11 @@
+import { setMaxListeners } from 'node:events'
+
+import { z } from 'zod'
+
+import { checkEndpoint, openEndpoints, type ChatOptions, type Endpoint } from './endpoints.ts'
+import { FspoError } from './errors.ts'
+import { redact, statusError, type Outcome } from './refusals.ts'
+
 /** One chat completion, asked of a model alias. */
 export interface ChatRequest {
   alias: string
@@ -11,14 +19,145 @@ export interface ChatRequest {
 /** Its reply and what it cost. */
 export interface ChatReply {
   text: string
-  finishReason: string
-  endpoint: string
-  model: string
+  finishReason: string // 'stop', 'length' when cut at maxTokens, or the vendor's word
+  endpoint: string // base URL, without credentials
+  model: string // as the endpoint calls it
   attempts: number
-  promptTokens: number
+  promptTokens: number // as the endpoint reports, else a quarter of the characters
   completionTokens: number
   costUsd: number
 }
 
-/** Sends one request, with in-process retries. @throws LlmError, with `retryable` and the raw reply. */
+/**
+ * Sends one request, once.
+ * @throws FspoError 'Auth', 'ModelNotFound', 'BadRequest' (not retryable), 'RateLimited', 'Timeout',
+ * 'ServerError', 'Endpoint', 'MalformedReply', 'EmptyReply'; the signal's reason when aborted
+ */
 export type Chat = (request: ChatRequest) => Promise<ChatReply>
+
+const replySchema = z.object({
+  model: z.string().nullish(),
+  choices: z
+    .array(
+      z.object({
+        message: z.object({ content: z.string().nullish(), refusal: z.string().nullish() }),
+        finish_reason: z.string().nullish(),
+      }),
+    )
+    .min(1),
+  usage: z
+    .object({ prompt_tokens: z.number().nullish(), completion_tokens: z.number().nullish() })
+    .nullish(),
+})
+const failureSchema = z.object({
+  error: z.object({ code: z.union([z.string(), z.number()]).nullish() }),
+})
+
+/** Opens the way to the models; `close` ends their connections and whatever is still on them. */
+export function createChat(options: ChatOptions): Chat & { close(): Promise<void> } {
+  const endpoints = openEndpoints(options)
+  const chat: Chat = async (request) => {
+    const endpoint = endpoints.of(request.alias)
+    setMaxListeners(0, request.signal) // one per call in flight is no leak
+    const send = () => complete(endpoint, request)
+    return await endpoint.limiter.run(send, request.signal)
+  }
+  return Object.assign(chat, { close: endpoints.close })
+}
+
+/**
+ * Asks each endpoint for its models, so that a wrong URL, key or model is one clear line before a run.
+ * @throws FspoError 'Config', 'Auth', 'ModelNotFound', 'Endpoint' or what else the endpoint answers
+ */
+export async function checkEndpoints(options: ChatOptions): Promise<void> {
+  const endpoints = openEndpoints(options)
+  try {
+    const distinct = new Set(Object.keys(options.models).map(endpoints.of))
+    await Promise.all([...distinct].map(checkEndpoint))
+  } finally {
+    await endpoints.close()
+  }
+}
+
+async function complete(endpoint: Endpoint, request: ChatRequest): Promise<ChatReply> {
+  const { messages, temperature, maxTokens, seed, signal } = request
+  const outcome = await endpoint.complete({ messages, temperature, seed }, maxTokens, signal)
+  return readReply(outcome, endpoint, request)
+}
+
+function readReply(outcome: Outcome, endpoint: Endpoint, request: ChatRequest): ChatReply {
+  const reply = parseReply(outcome, endpoint)
+  const { target } = endpoint
+  const [choice] = reply.choices
+  const text = choice?.message.content ?? ''
+  const finishReason = choice?.finish_reason ?? 'stop'
+  const asked = request.messages.reduce((sum, { content }) => sum + content.length, 0)
+  const promptTokens = reply.usage?.prompt_tokens ?? Math.ceil(asked / 4)
+  const completionTokens = reply.usage?.completion_tokens ?? Math.ceil(text.length / 4)
+  const costUsd = costOf(endpoint, promptTokens, completionTokens)
+  if (text.trim() === '') {
+    const refusal = choice?.message.refusal
+    const why = refusal
+      ? `refused: ${redact(refusal, target, 300)}`
+      : `finish reason ${finishReason}`
+    throw new FspoError(
+      'EmptyReply',
+      `${target.url} gave an empty reply from '${target.model}' (${why}): ${emptyRemedy(finishReason)}`,
+      {
+        retryable: finishReason === 'stop' && !refusal,
+        reply: redact(outcome.text, target),
+        costUsd,
+      },
+    )
+  }
+  return {
+    text,
+    finishReason,
+    endpoint: target.url,
+    model: reply.model ?? target.model,
+    attempts: 1,
+    promptTokens,
+    completionTokens,
+    costUsd,
+  }
+}
+
+function emptyRemedy(finishReason: string): string {
+  return finishReason === 'length' ? 'raise maxTokens' : 'try again or change the prompt'
+}
+
+function costOf({ model }: Endpoint, promptTokens: number, completionTokens: number): number {
+  const { inputUsdPerMillion, outputUsdPerMillion } = model
+  return (promptTokens * inputUsdPerMillion + completionTokens * outputUsdPerMillion) / 1e6
+}
+
+function parseReply(outcome: Outcome, { target }: Endpoint): z.infer<typeof replySchema> {
+  const json = parseJson(outcome.text)
+  const reply = replySchema.safeParse(json)
+  if (reply.success) return reply.data
+  const failure = failureSchema.safeParse(json) // some gateways wrap an upstream error in a 200
+  if (failure.success) {
+    const code = Number(failure.data.error.code)
+    throw statusError({ ...outcome, status: code >= 400 && code < 600 ? code : 502 }, target)
+  }
+  const problem = json === undefined ? 'no JSON' : `no chat completion (${firstIssue(reply.error)})`
+  const excerpt = redact(outcome.text, target, 120).replaceAll(/\s+/g, ' ')
+  throw new FspoError(
+    'MalformedReply',
+    `${target.url} sent ${problem} for '${target.model}': '${excerpt}'; is it OpenAI-compatible?`,
+    { retryable: true, status: outcome.status, reply: redact(outcome.text, target) },
+  )
+}
+
+function parseJson(text: string): unknown {
+  try {
+    return JSON.parse(text)
+  } catch {
+    return undefined
+  }
+}
+
+function firstIssue(error: z.ZodError): string {
+  const [issue] = error.issues
+  return issue ? `${issue.path.join('.') || 'body'}: ${issue.message}` : 'unknown'
+}
