@@ -86,3 +86,10 @@ export function readProse(reply: ChatReply): string | undefined {
 function wholeSentences(line: string): string {
   return /^.*[.!?]["”]?(?= |$)/u.exec(line)?.[0] ?? ''
 }
+
+/** The letter m or M a judge answered with; undefined when it named none or both. */
+export function readChoice(reply: ChatReply): 'm' | 'M' | undefined {
+  const named = new Set(reply.text.match(/(?<![\p{L}'’])[mM](?![\p{L}'’])/gu))
+  if (named.size !== 1) return undefined
+  return named.has('m') ? 'm' : 'M'
+}

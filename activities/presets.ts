@@ -1,0 +1,67 @@
+import type { Operations, Spec } from './spec.ts'
+
+/** The whole paper in minutes on two cores, without key or GPU. */
+const tiny: Spec = {
+  seed: 0,
+  domain: 'reviews',
+  users: { train: 32, unseen: 32, silentShare: 0.3, model: 'sim-large' },
+  questions: { seen: 40, unseen: 16, model: 'sim-large' },
+  responses: {
+    perQuestion: 24,
+    models: ['sim-small', 'sim-medium', 'sim-large'],
+    temperature: 1,
+    maxTokens: 96,
+  },
+  refinement: { pairs: 6, model: 'sim-judge' },
+  preferences: { judge: 'sim-judge', panel: 8, pairs: 96, unseenPairs: 48 },
+  episodes: { shots: 4, queries: 4, perUser: 24, pairing: 'disagreeing' },
+  training: {
+    architecture: { layers: 4, width: 96, heads: 4, hidden: 256, vocabulary: 768, context: 512 },
+    documents: 4000,
+    beta: 0.05,
+    clip: 1,
+    maxTokens: 512,
+    base: { steps: 400, batch: 16, learningRate: 2e-3, warmupSteps: 40 },
+    prefFt: { steps: 150, batch: 2, learningRate: 5e-4, warmupSteps: 10 },
+    pooled: { steps: 300, batch: 2, learningRate: 3e-4, warmupSteps: 20 },
+    fspo: { steps: 400, batch: 2, learningRate: 3e-4, warmupSteps: 20 },
+  },
+  evaluation: {
+    judge: 'sim-judge',
+    users: 32,
+    questions: 8,
+    temperature: 0.7,
+    maxTokens: 64,
+    oracleDraws: 8,
+    shotCounts: [0, 1, 2, 4],
+    resamples: 10_000,
+  },
+}
+
+/** The presets a configuration starts from. */
+export const presets = { tiny }
+
+/** How a run is carried out unless its configuration says otherwise: all models are the simulator's. */
+export const defaultOperations: Operations = {
+  models: {
+    'sim-small': simulated('sim-small'),
+    'sim-medium': simulated('sim-medium'),
+    'sim-large': simulated('sim-large'),
+    'sim-judge': simulated('sim-judge'),
+  },
+  concurrency: 64,
+  shardItems: 500,
+  flushEvery: 256,
+  window: 16,
+  engine: 'tfjs',
+}
+
+function simulated(model: string): Operations['models'][string] {
+  return {
+    model,
+    concurrency: 64,
+    inputUsdPerMillion: 0,
+    outputUsdPerMillion: 0,
+    timeoutMs: 60_000,
+  }
+}
