@@ -1,0 +1,170 @@
+import type { z } from 'zod'
+
+import { FspoError } from './errors.ts'
+import { sha256 } from './hash.ts'
+import type { Store } from './store.ts'
+
+/** What the journal itself reads of a dead letter. */
+export interface Rejected {
+  index: number
+  costUsd: number
+}
+
+/** Where a shard's journal is and what it may hold: items `first` … `first + count - 1`. */
+export interface JournalOptions<Row, Reject> {
+  store: Store
+  prefix: string
+  schema: z.ZodType<Row>
+  rejectSchema: z.ZodType<Reject>
+  first: number
+  count: number
+}
+
+/** What an unsealed shard has so far. Entries are added in any order and kept by `flush`. */
+export interface Journal<Row, Reject> {
+  /** Rows by item index. */
+  readonly rows: ReadonlyMap<number, Row>
+  /** Dead letters by item index. */
+  readonly rejects: ReadonlyMap<number, Reject>
+  /** Entries that are not in the store yet. */
+  pending(): number
+  /** Chunks in the store. */
+  chunks(): number
+  /** Adds an item's row. @throws FspoError 'InvalidRow' when it does not fit the schema */
+  add(index: number, row: Row): void
+  /** Adds an item's dead letter. */
+  reject(reject: Reject): void
+  /** Writes what is pending as one chunk; returns the indices that are safe now. One call at a time. */
+  flush(): Promise<number[]>
+  /** Drops the dead letters, so that their items are made again. */
+  forgetRejects(): Promise<void>
+}
+
+interface Entry {
+  index: number
+  line: string
+}
+
+/**
+ * Opens the journal of a shard, kept under `prefix` as `chunk-000003-<sha12>.jsonl` (lines { index, row })
+ * and `rejects-<sha12>.jsonl`. A file that does not match the hash in its name, and a line that does not fit
+ * its schema, are passed over, so their items are made again.
+ * Where two attempts made the same item, the chunk whose name sorts first wins; a row beats a dead letter.
+ */
+export async function openJournal<Row, Reject extends Rejected>(
+  options: JournalOptions<Row, Reject>,
+): Promise<Journal<Row, Reject>> {
+  const { store, prefix, schema } = options
+  const { rows, rejects, chunkNames } = await load(options)
+  const lines: Entry[] = []
+  const deadLines: Entry[] = []
+  let next = 1 + chunkNames.reduce((highest, name) => Math.max(highest, sequenceOf(name)), -1)
+  let chunks = chunkNames.length
+
+  function add(index: number, row: Row) {
+    const entry = wellFormed(schema, { index, row: validate(schema, row) })
+    rows.set(index, entry.row)
+    rejects.delete(index)
+    lines.push({ index, line: entry.line })
+  }
+
+  function reject(dead: Reject) {
+    rejects.set(dead.index, dead)
+    deadLines.push({ index: dead.index, line: JSON.stringify(dead) })
+  }
+
+  async function flush() {
+    const dead = await writeLines(deadLines, (hash) => `rejects-${hash}.jsonl`)
+    const number = String(next).padStart(6, '0')
+    const made = await writeLines(lines, (hash) => `chunk-${number}-${hash}.jsonl`)
+    if (made.length > 0) {
+      next++
+      chunks++
+    }
+    return [...dead, ...made]
+  }
+
+  async function writeLines(entries: Entry[], name: (hash: string) => string) {
+    const count = entries.length
+    if (count === 0) return []
+    const text = entries.map((entry) => `${entry.line}\n`).join('')
+    await store.put(`${prefix}/${name(sha256(text).slice(0, 12))}`, Buffer.from(text))
+    return entries.splice(0, count).map((entry) => entry.index)
+  }
+
+  async function forgetRejects() {
+    rejects.clear()
+    const keys = await store.list(`${prefix}/rejects-`)
+    await Promise.all(keys.map((key) => store.remove(key)))
+  }
+
+  const pending = () => lines.length + deadLines.length
+  return { rows, rejects, pending, chunks: () => chunks, add, reject, flush, forgetRejects }
+}
+
+async function load<Row, Reject extends Rejected>(options: JournalOptions<Row, Reject>) {
+  const { store, prefix, schema, rejectSchema, first, count } = options
+  const keys = await store.list(`${prefix}/`)
+  const chunkNames = keys.filter((key) => key.startsWith(`${prefix}/chunk-`))
+  const rows = new Map<number, Row>()
+  const rejects = new Map<number, Reject>()
+  const isWanted = (index: number) => index >= first && index < first + count && !rows.has(index)
+
+  for (const { index, row } of await readLines(store, chunkNames)) {
+    const parsed = schema.safeParse(row)
+    if (parsed.success && typeof index === 'number' && isWanted(index)) rows.set(index, parsed.data)
+  }
+  const rejectNames = keys.filter((key) => key.startsWith(`${prefix}/rejects-`))
+  for (const line of await readLines(store, rejectNames)) {
+    const { success, data } = rejectSchema.safeParse(line)
+    if (success && isWanted(data.index) && !rejects.has(data.index)) rejects.set(data.index, data)
+  }
+  return { rows, rejects, chunkNames }
+}
+
+/** The objects in intact JSON-line files, in the order of the keys. */
+async function readLines(store: Store, keys: string[]): Promise<Record<string, unknown>[]> {
+  const texts = await Promise.all(keys.map((key) => readIntact(store, key)))
+  return texts.flatMap((text) => text.split('\n').flatMap(parseLine))
+}
+
+/** A journal file's text; '' when it is corrupt or when another attempt sealed the shard and removed it. */
+async function readIntact(store: Store, key: string): Promise<string> {
+  try {
+    const bytes = await store.get(key)
+    const isIntact = key.endsWith(`-${sha256(bytes).slice(0, 12)}.jsonl`)
+    return isIntact ? Buffer.from(bytes).toString('utf8') : ''
+  } catch (error) {
+    if (error instanceof FspoError && error.type === 'NotFound') return ''
+    throw error
+  }
+}
+
+function parseLine(line: string): Record<string, unknown>[] {
+  try {
+    const value: unknown = JSON.parse(line)
+    return typeof value === 'object' && value !== null ? [{ ...value }] : []
+  } catch {
+    return []
+  }
+}
+
+function validate<Row>(schema: z.ZodType<Row>, row: Row): Row {
+  const parsed = schema.safeParse(row)
+  if (parsed.success) return parsed.data
+  const issue = parsed.error.issues[0]
+  const what = `${issue?.path.join('.')}: ${issue?.message}`
+  throw new FspoError('InvalidRow', `The item's row does not fit its schema: ${what}`)
+}
+
+/** The journal line of a row. Half a surrogate pair, which UTF-8 cannot hold, becomes U+FFFD. */
+function wellFormed<Row>(schema: z.ZodType<Row>, entry: { index: number; row: Row }) {
+  const line = JSON.stringify(entry)
+  if (!line.includes('\\ud')) return { row: entry.row, line }
+  const mended = line.replace(/(?<!\\)((?:\\\\)*)\\ud[89a-f][0-9a-f]{2}/g, '$1\ufffd')
+  return { row: schema.parse(Object(JSON.parse(mended)).row), line: mended }
+}
+
+function sequenceOf(key: string): number {
+  return Number(/\/chunk-(\d+)-/.exec(key)?.[1] ?? -1)
+}
