@@ -64,29 +64,28 @@ export function trainable(preferences: Preference[], seed: number): Preference[]
   )
 }
 
-type Labels = Map<string, Preference> // by pair
+/** A training user and their trainable preferences by pair. */
+interface Person {
+  index: number
+  labels: Map<string, Preference>
+}
 
 /** Plans every episode, `perUser` rounds over all users; rows of a prefix and of a group are consecutive. */
 function planEpisodes(spec: Spec, people: Persona[], preferences: Preference[]): EpisodeItem[] {
   const byUser = groupBy(trainable(preferences, spec.seed), ({ user }) => user)
-  const users = people.filter(({ id, split }) => split === 'train' && byUser.has(id))
-  const labels = new Map(
-    users.map(({ id }): [string, Labels] => [
-      id,
-      new Map(byUser.get(id)!.map((row) => [`${row.first} ${row.second}`, row])),
-    ]),
-  )
+  const users = people
+    .filter(({ id, split }) => split === 'train' && byUser.has(id))
+    .map(({ id, index }): Person => {
+      const labels = byUser.get(id)!.map((row) => [`${row.first} ${row.second}`, row] as const)
+      return { index, labels: new Map(labels) }
+    })
   const items: EpisodeItem[] = []
   let group = 0
   let episode = 0
   for (let round = 0; round < spec.episodes.perUser; round++) {
     const random = createRandom(seedOf(spec.seed, 'episodes', round))
     for (const members of groupUsers(spec, users, random)) {
-      const drawn = drawGroup(
-        members.map(({ id }) => labels.get(id)!),
-        spec,
-        random,
-      )
+      const drawn = drawGroup(members, spec, random)
       for (const { shots, queries } of drawn) {
         items.push(...queries.map((query) => ({ group, episode, shots, query })))
         episode++
@@ -98,13 +97,41 @@ function planEpisodes(spec: Spec, people: Persona[], preferences: Preference[]):
   return items
 }
 
+const tries = 8 // matchings drawn per panel and round
+
 /** Users who share a group in this round: couples, random pairs within each panel, or everyone alone. */
-function groupUsers(spec: Spec, users: Persona[], random: Random): Persona[][] {
-  const { pairing } = spec.episodes
+function groupUsers(spec: Spec, users: Person[], random: Random): Person[][] {
+  const { pairing, queries, shots } = spec.episodes
   if (pairing === 'none') return random.shuffle(users.map((user) => [user]))
   const size = pairing === 'mirrored' ? 2 : spec.preferences.panel
-  const panels = [...groupBy(users, ({ index }) => Math.floor(index / size)).values()]
-  return random.shuffle(panels.flatMap((panel) => inTwos(random.shuffle(panel))))
+  const needed = queries + Math.ceil(shots / 2)
+  const panels = groupBy(users, ({ index }) => Math.floor(index / size))
+  return random.shuffle([...panels.values()].flatMap((panel) => matchPanel(panel, needed, random)))
+}
+
+/** Pairs a panel's users at random so that, if possible, all pairs disagree about `needed` pairs of answers. */
+function matchPanel(panel: Person[], needed: number, random: Random): Person[][] {
+  let best: Person[][] = []
+  let most = -1
+  for (let turn = 0; turn < tries && most < panel.length >> 1; turn++) {
+    const matching = inTwos(random.shuffle(panel))
+    const enough = matching.filter(
+      ([one, other]) => other && disputes(one!, other) >= needed,
+    ).length
+    if (enough <= most) continue
+    best = matching
+    most = enough
+  }
+  return best
+}
+
+function disputes(one: Person, other: Person): number {
+  let count = 0
+  for (const [key, { labelFirst }] of one.labels) {
+    const theirs = other.labels.get(key)
+    if (theirs && theirs.labelFirst !== labelFirst) count++
+  }
+  return count
 }
 
 function inTwos<Value>(list: Value[]): Value[][] {
@@ -113,14 +140,13 @@ function inTwos<Value>(list: Value[]): Value[][] {
 
 /**
  * One episode per member over the same pairs: N shots, at least half of which they disagree on, and k
- * queries, all of which they disagree on while there are enough. Queries ask other questions than the
- * shots where possible. Returns [] when the members share fewer than N + k labelled pairs.
+ * queries, all of which they disagree on while there are enough. No question is asked twice where
+ * possible. Returns [] when the members share fewer than N + k labelled pairs.
  */
-function drawGroup(members: Labels[], { episodes: { shots, queries } }: Spec, random: Random) {
-  const [one, other] = members
-  const shared = [...one!.keys()].filter((key) => !other || other.has(key))
-  if (shared.length < shots + queries) return []
-  const pool = random.shuffle(shared)
+function drawGroup(members: Person[], { episodes: { shots, queries } }: Spec, random: Random) {
+  const [one, other] = members.map(({ labels }) => labels)
+  const pool = random.shuffle([...one!.keys()].filter((key) => !other || other.has(key)))
+  if (pool.length < shots + queries) return []
   const asked = new Set<string>()
   const taken = new Set<string>()
 
@@ -128,34 +154,26 @@ function drawGroup(members: Labels[], { episodes: { shots, queries } }: Spec, ra
     return !other || one!.get(key)!.labelFirst !== other.get(key)!.labelFirst
   }
 
-  function take(penalty: (key: string) => number): string {
+  function take(mustDispute: boolean): string {
     let best = ''
     let least = Infinity
     for (const key of pool) {
-      const value = taken.has(key) ? Infinity : penalty(key)
-      if (value >= least) continue
+      if (taken.has(key)) continue
+      const repeats = asked.has(one!.get(key)!.question) ? 1 : 0
+      const penalty = repeats + (mustDispute && !isDisputed(key) ? 2 : 0)
+      if (penalty >= least) continue
       best = key
-      least = value
-      if (value === 0) break
+      least = penalty
+      if (penalty === 0) break
     }
     taken.add(best)
+    asked.add(one!.get(best)!.question)
     return best
   }
 
-  function repeats(key: string) {
-    return asked.has(one!.get(key)!.question) ? 1 : 0
-  }
-
-  const shown = random.shuffle(
-    Array.from({ length: shots }, (_, i) =>
-      take((key) => (i < shots / 2 && !isDisputed(key) ? 1 : 0)),
-    ),
-  )
-  for (const key of shown) asked.add(one!.get(key)!.question)
-  const held = Array.from({ length: queries }, () =>
-    take((key) => (isDisputed(key) ? 0 : 2) + repeats(key)),
-  )
-  return members.map((labels) => ({
+  const held = Array.from({ length: queries }, () => take(true))
+  const shown = random.shuffle(Array.from({ length: shots }, (_, i) => take(i < shots / 2)))
+  return members.map(({ labels }) => ({
     shots: shown.map((key) => labels.get(key)!),
     queries: held.map((key) => labels.get(key)!),
   }))
