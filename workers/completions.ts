@@ -1,12 +1,13 @@
 import { z } from 'zod'
 
+import type { Answer } from './mind.ts'
+
 /** The wire format of OpenAI's chat completions, as far as the simulator speaks it. */
 
 const messageSchema = z.object({
   role: z.enum(['system', 'user', 'assistant']),
   content: z.string(),
 })
-export type Message = z.infer<typeof messageSchema>
 
 const requestSchema = z.object({
   model: z.string(),
@@ -25,12 +26,6 @@ export interface ApiError {
   status: number
   headers?: Record<string, string>
   error: { message: string; type: string; param: string | null; code: string | null }
-}
-
-/** What `answer` returns: the text, and whether it ended by itself. */
-export interface Answer {
-  text: string
-  finishReason: 'stop' | 'length'
 }
 
 /** A request, or the API error that says what is wrong with it. */

@@ -6,21 +6,11 @@ import {
   countTokens,
   limitTokens,
   parseRequest,
-  type Answer,
   type ApiError,
   type CompletionRequest,
-  type Message,
 } from './completions.ts'
+import type { Answer, Question } from './mind.ts'
 import type { FaultKind, Faults } from './faults.ts'
-
-/** Writes the reply to one chat, from nothing but what the request says. */
-export type AnswerChat = (request: {
-  messages: Message[]
-  model: string
-  temperature: number
-  seed: number
-  maxTokens: number
-}) => Answer
 
 /** What a server has seen and done since it started. */
 export interface SimulatorCounts {
@@ -36,7 +26,7 @@ export interface SimulatorCounts {
 
 /** What one server works with. */
 export interface Serving {
-  answer: AnswerChat
+  answer: (question: Question) => Answer
   models: string[]
   faults: Faults
   apiKey: string | undefined

@@ -2,18 +2,15 @@ import { createServer, type Server } from 'node:http'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 
+import { defaultOperations } from '../activities/presets.ts'
 import { FspoError } from '../infra/errors.ts'
 import { createFaults, parseRates, type FaultOptions } from './faults.ts'
-import {
-  currentCounts,
-  serve,
-  type AnswerChat,
-  type Serving,
-  type SimulatorCounts,
-} from './serving.ts'
+import { createMind, type Answer, type Question } from './mind.ts'
+import { currentCounts, serve, type Serving, type SimulatorCounts } from './serving.ts'
 
 export interface SimulatorOptions {
-  answer: AnswerChat
+  /** Writes the reply to one chat, from nothing but what the request says. */
+  answer: (question: Question) => Answer
   /** Names of the models it serves; others are 404. */
   models: string[]
   /** Default 0: any free port. */
@@ -107,7 +104,9 @@ function readFlags() {
     options: {
       port: { type: 'string', default: '0' },
       host: { type: 'string', default: '127.0.0.1' },
-      models: { type: 'string', default: 'simulator' },
+      models: { type: 'string', default: Object.keys(defaultOperations.models).join(',') },
+      'position-bias': { type: 'string', default: '0.3' }, // the judge's lean to what it is shown first
+      'error-rate': { type: 'string', default: '0.03' }, // the judge's flipped choices
       fault: { type: 'string', multiple: true, default: [] },
       'fault-seed': { type: 'string', default: '0' },
       'retry-after-ms': { type: 'string', default: '1000' },
@@ -129,6 +128,10 @@ function readFlags() {
   return {
     ...values,
     port: parseNumber('port', values.port),
+    judge: {
+      positionBias: parseNumber('position-bias', values['position-bias']),
+      errorRate: parseNumber('error-rate', values['error-rate']),
+    },
     faults: {
       rates: parseRates(values.fault),
       seed: parseNumber('fault-seed', values['fault-seed']),
@@ -149,9 +152,8 @@ function parseNumber(flag: string, value: string): number {
 async function main(): Promise<void> {
   const flags = readFlags()
   const keyName = flags['api-key-env']
-  const { answer } = await import('./mind.ts')
   const simulator = await startSimulator({
-    answer,
+    answer: createMind(flags.judge),
     models: flags.models.split(','),
     port: flags.port,
     host: flags.host,
