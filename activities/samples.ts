@@ -4,6 +4,7 @@ import { FspoError } from '../infra/errors.ts'
 import { seedOf } from '../infra/random.ts'
 import { sampleSpecSchema } from './contract.ts'
 import { measureVersion } from './domains/reviews.ts'
+import { groupBy } from './groups.ts'
 import { itemsOf, planEvaluation, shotsOf, type Item, type Plan } from './plan.ts'
 import {
   sampleSchema,
@@ -37,7 +38,7 @@ export const samples: EngineStage<Sample> = {
     const { plan, truth } = await loadEvaluation(context)
     const wanted = systemsOf(context.spec).flatMap((system) => requestsOf(plan, system))
     const texts = await drawAll(context, wanted)
-    return { rows: keepBest(wanted, { texts, truth }) }
+    return { rows: wanted.map((request, index) => bestOf(request, { texts, truth, index })) }
   },
 }
 
@@ -68,30 +69,31 @@ function samplingOf({ evaluation }: Spec) {
 }
 
 interface Request {
-  id: string
   system: System
   item: Item
-  draw: number
   prefix: string
   query: string
+  /** What the engine calls each draw; it decides the draw's randomness. */
+  draws: string[]
 }
 
 function requestsOf(plan: Plan, system: System): Request[] {
-  return itemsOf(plan, system).flatMap((item) => {
-    const prefix = renderPrefix(shotsOf(plan, { ...item, ...system }))
-    const query = renderQuery(item.question.text)
-    return Array.from({ length: system.draws }, (_, draw) => ({
-      id: `${system.name}/${item.subject.user.id}/${item.question.id}/${draw}`,
-      system,
-      item,
-      draw,
-      prefix,
-      query,
-    }))
-  })
+  return itemsOf(plan, system).map((item) => ({
+    system,
+    item,
+    prefix: renderPrefix(shotsOf(plan, { ...item, ...system })),
+    query: renderQuery(item.question.text),
+    draws: drawIds(system, item),
+  }))
 }
 
-/** Texts by request id: one engine run per checkpoint, equal prefixes next to each other. */
+/** The oracle's candidates are drawn once per question, for all users: base does not know who asks. */
+function drawIds({ name, draws }: System, { subject, question }: Item): string[] {
+  if (draws === 1) return [`${name}/${subject.user.id}/${question.id}`]
+  return Array.from({ length: draws }, (_, draw) => `${name}/${question.id}/${draw}`)
+}
+
+/** Texts by draw id: one engine run per checkpoint, equal prefixes next to each other. */
 async function drawAll(context: EngineContext, wanted: Request[]): Promise<Map<string, string>> {
   const texts = new Map<string, string>()
   for (const checkpoint of new Set(wanted.map(({ system }) => system.checkpoint))) {
@@ -106,7 +108,10 @@ async function draw(
   { checkpoint, requests }: { checkpoint: StageName; requests: Request[] },
 ) {
   const { temperature, maxTokens } = context.spec.evaluation
-  const rows = byPrefix(requests).map(({ id, prefix, query }) => ({ id, prefix, query }))
+  const drawn = requests.flatMap(({ prefix, query, draws }) =>
+    draws.map((id): [string, z.infer<typeof requestSchema>] => [id, { id, prefix, query }]),
+  )
+  const rows = byPrefix([...new Map(drawn).values()])
   const out = `${context.folder}/${checkpoint}-texts.parquet`
   const sampleSpec = sampleSpecSchema.parse({
     v: 1,
@@ -122,36 +127,23 @@ async function draw(
   return context.readRows(out, drawSchema)
 }
 
-/** Groups rows of one prefix, which the engine then computes once; groups stay in order of appearance. */
+/** Puts rows of one prefix, which the engine then computes once, next to each other. */
 export function byPrefix<Row extends { prefix: string }>(rows: Row[]): Row[] {
-  const groups = new Map<string, Row[]>()
-  for (const row of rows) {
-    const group = groups.get(row.prefix)
-    if (group) group.push(row)
-    else groups.set(row.prefix, [row])
-  }
-  return [...groups.values()].flat()
+  return [...groupBy(rows, ({ prefix }) => prefix).values()].flat()
 }
 
-/** One row per item: of several draws the one its user truly likes best, the first of equals. */
-function keepBest(
-  wanted: Request[],
-  { texts, truth }: { texts: Map<string, string>; truth: Truth },
-): Sample[] {
-  const best = new Map<string, { row: Sample; utility: number }>()
-  for (const { id, system, item, draw } of wanted) {
-    const user = item.subject.user.id
-    const question = item.question.id
-    const text = answerTo(id, texts)
-    const utility = system.draws > 1 ? truth.utility(user, text) : 0
-    const key = `${system.name}/${user}/${question}`
-    const rival = best.get(key)
-    if (rival && rival.utility >= utility) continue
-    const index = rival?.row.index ?? best.size
-    const row = { id: key, index, system: system.name, user, question, draw, text }
-    best.set(key, { row, utility })
-  }
-  return [...best.values()].map(({ row }) => row)
+/** A row per request: of several draws the one its user truly likes best, the first of equals. */
+function bestOf(
+  { system, item, draws }: Request,
+  { texts, truth, index }: { texts: Map<string, string>; truth: Truth; index: number },
+): Sample {
+  const user = item.subject.user.id
+  const question = item.question.id
+  const answers = draws.map((id) => answerTo(id, texts))
+  const liking = answers.map((text) => (answers.length > 1 ? truth.utility(user, text) : 0))
+  const draw = liking.indexOf(Math.max(...liking))
+  const id = `${system.name}/${user}/${question}`
+  return { id, index, system: system.name, user, question, draw, text: answers[draw]! }
 }
 
 function answerTo(id: string, texts: Map<string, string>): string {

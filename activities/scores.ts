@@ -1,9 +1,10 @@
 import { z } from 'zod'
 
 import { FspoError } from '../infra/errors.ts'
-import { createRandom, seedOf } from '../infra/random.ts'
 import { scoreSpecSchema } from './contract.ts'
 import { measureVersion } from './domains/reviews.ts'
+import { groupBy } from './groups.ts'
+import { isReserved, pairsVersion } from './pairs.ts'
 import { cells, isHeadline, shotsOf, type Cell, type Plan, type Subject } from './plan.ts'
 import type { Preference } from './records.ts'
 import { renderAnswer, renderPrefix, renderQuery } from './render.ts'
@@ -29,8 +30,8 @@ export const scoreSchema = z.strictObject({
   context: z.enum(['own', 'other']),
   shots: z.int().nonnegative(),
   pair: z.string().min(1), // the same for every user who ranks these two answers
-  preference: z.string().min(1), // a row of stage preferences that holds the pair
-  likes: z.enum(['first', 'second']), // what the user truly prefers, the pair in alphabetical order
+  preference: z.string().min(1), // the row of stage preferences it comes from
+  likes: z.enum(['first', 'second']), // what the user truly prefers
   marginNats: z.number(), // reward of what the user likes minus reward of the other
   correct: z.boolean(),
 })
@@ -58,7 +59,7 @@ export const scores: EngineStage<Score> = {
     ...(['personas', 'questions', 'responses', 'preferences'] as const),
     ...(['base', 'pref-ft', 'pooled', 'fspo'] as const),
   ],
-  content: (spec) => ({ ...evaluationContent(spec), pairs: pairsOf(spec), measureVersion }),
+  content: (spec) => ({ ...evaluationContent(spec), pairsVersion, measureVersion }),
   schema: scoreSchema,
   async run(context) {
     const { plan, truth } = await loadEvaluation(context)
@@ -75,20 +76,17 @@ export const scores: EngineStage<Score> = {
   },
 }
 
-/** A pair of answers to a question, as one subject sees it; `a` sorts before `b`. */
+/** A labelled pair of answers, as one subject sees it. */
 export interface HeldOutPair extends Cell {
   subject: Subject
   preference: Preference
-  id: string
-  a: string
-  b: string
+  /** What the user truly prefers; the judge's label may be wrong. */
   likes: 'first' | 'second'
 }
 
 /**
- * The pairs each subject ranks, all on questions no shot ever shows. In the headline cell those are the
- * user's own order-consistent pairs; elsewhere pairs that others labelled, at most as many, never one
- * the user's own training pairs hold. Pairs the user is indifferent to are left out.
+ * The pairs each subject ranks: its own order-consistent ones on questions that no shot shows, for seen
+ * users on seen questions only those reserved from training. Pairs the user is indifferent to are left out.
  */
 export function heldOut(of: {
   spec: Spec
@@ -97,60 +95,34 @@ export function heldOut(of: {
   preferences: Preference[]
 }): HeldOutPair[] {
   const { spec, plan, truth } = of
-  const usable = of.preferences
-    .filter(
-      ({ question, firstText, secondText }) =>
-        plan.queried.has(question) && firstText !== secondText,
-    )
-    .map((preference) => ({ preference, ...pairOf(preference) }))
+  const usable = of.preferences.filter(
+    (row) =>
+      row.consistent &&
+      plan.queried.has(row.question) &&
+      (row.split === 'unseen' || row.questionSplit === 'unseen' || isReserved(row, spec.seed)),
+  )
+  const byUser = groupBy(usable, ({ user }) => user)
   return cells.flatMap((cell) =>
     plan.subjects
       .filter(({ side }) => side === cell.users)
-      .flatMap((subject) => {
-        const there = usable.filter(({ preference }) => preference.questionSplit === cell.questions)
-        const chosen = isHeadline(cell)
-          ? there.filter(({ preference }) => isOwn(preference, subject) && preference.consistent)
-          : foreign(there, { subject, spec })
-        return chosen
-          .map((pair) => ({ ...cell, subject, ...pair, gap: gapOf(pair, { subject, truth }) }))
-          .filter(({ gap }) => gap !== 0)
-          .map(({ gap, ...pair }) => ({
-            ...pair,
-            likes: gap > 0 ? ('first' as const) : ('second' as const),
-          }))
-      }),
+      .flatMap((subject) =>
+        (byUser.get(subject.user.id) ?? [])
+          .filter(({ questionSplit }) => questionSplit === cell.questions)
+          .flatMap((preference) => {
+            const likes = likesOf(preference, truth)
+            return likes ? [{ ...cell, subject, preference, likes }] : []
+          }),
+      ),
   )
 }
 
-type Pair = Pick<HeldOutPair, 'preference' | 'id' | 'a' | 'b'>
-
-function pairOf({ question, first, second, firstText, secondText }: Preference) {
-  const inOrder = firstText < secondText
-  const [a, b] = inOrder ? [firstText, secondText] : [secondText, firstText]
-  return { id: `${question}/${inOrder ? first : second}/${inOrder ? second : first}`, a, b }
-}
-
-/** Pairs from other users' rows that the subject never labelled, each once. */
-function foreign(pairs: Pair[], { subject, spec }: { subject: Subject; spec: Spec }): Pair[] {
-  const own = new Set(
-    pairs.filter(({ preference }) => isOwn(preference, subject)).map(({ id }) => id),
-  )
-  const others = new Map(pairs.filter(({ id }) => !own.has(id)).map((pair) => [pair.id, pair]))
-  return createRandom(seedOf(spec.seed, 'pairs', subject.user.id))
-    .shuffle([...others.values()])
-    .slice(0, pairsOf(spec))
-}
-
-function pairsOf(spec: Spec): number {
-  return Math.ceil(spec.preferences.unseenPairs / 2)
-}
-
-function isOwn(preference: Preference, { user }: Subject): boolean {
-  return preference.user === user.id
-}
-
-function gapOf({ a, b }: Pair, { subject, truth }: { subject: Subject; truth: Truth }): number {
-  return truth.utility(subject.user.id, a) - truth.utility(subject.user.id, b)
+/** What the user of a preference truly prefers; undefined for equal utilities. */
+export function likesOf(
+  { user, firstText, secondText }: Preference,
+  truth: Truth,
+): 'first' | 'second' | undefined {
+  const gap = truth.utility(user, firstText) - truth.utility(user, secondText)
+  return gap > 0 ? 'first' : gap < 0 ? 'second' : undefined
 }
 
 interface Ranking {
@@ -171,7 +143,7 @@ function rankingsOf(systems: System[], held: HeldOutPair[]): Ranking[] {
 interface Ledger {
   enter(scorer: Scorer, pair: HeldOutPair): void
   settle(context: EngineContext): Promise<void>
-  /** log p(a) - log p(b), in nats. */
+  /** log p(first) - log p(second), in nats. */
   gap(scorer: Scorer, pair: HeldOutPair): number
 }
 
@@ -183,12 +155,12 @@ function createLedger(plan: Plan): Ledger {
   const entries = new Map<string, { checkpoint: StageName; row: z.infer<typeof requestSchema> }>()
   const gaps = new Map<string, number>()
 
-  function rowFor({ context }: Scorer, { subject, preference, a, b }: HeldOutPair) {
+  function rowFor({ context }: Scorer, { subject, preference }: HeldOutPair) {
     return {
       prefix: renderPrefix(shotsOf(plan, { subject, context })),
       query: renderQuery(preference.prompt),
-      chosen: renderAnswer(a),
-      rejected: renderAnswer(b),
+      chosen: renderAnswer(preference.firstText),
+      rejected: renderAnswer(preference.secondText),
     }
   }
 
@@ -221,7 +193,7 @@ function createLedger(plan: Plan): Ledger {
     if (known !== undefined) return known
     throw new FspoError(
       'MissingScore',
-      `The engine gave no score of ${pair.id} under ${scorer.checkpoint}: the row may not fit ` +
+      `The engine gave no score of ${pair.preference.id} under ${scorer.checkpoint}: the row may not fit ` +
         'training.architecture.context; raise that, or lower evaluation.shotCounts',
     )
   }
@@ -254,20 +226,20 @@ function rowOf({
 }: Ranking & { index: number; ledger: Ledger }): Score {
   const margin = ledger.gap(system, pair) - ledger.gap(system.reference, pair)
   const marginNats = pair.likes === 'first' ? margin : -margin || 0 // no -0
-  const user = pair.subject.user.id
+  const { preference } = pair
   return {
-    id: `${system.name}/${user}/${pair.id}`,
+    id: `${system.name}/${preference.id}`,
     index,
     system: system.name,
     reference: nameOf(system.reference),
-    user,
+    user: preference.user,
     users: pair.users,
-    question: pair.preference.question,
+    question: preference.question,
     questions: pair.questions,
     context: system.context.whose,
     shots: system.context.shots,
-    pair: pair.id,
-    preference: pair.preference.id,
+    pair: `${preference.first} ${preference.second}`,
+    preference: preference.id,
     likes: pair.likes,
     marginNats,
     correct: marginNats > 0,

@@ -20,7 +20,7 @@ export interface System extends Scorer {
   role: 'table' | 'control'
   /** Absent where log-probs against a reference mean nothing: base itself, and the oracle. */
   reference?: Scorer
-  /** Answers drawn, the best by true utility kept; 1 but for the oracle. */
+  /** Answers drawn per question, the best by the user's true utility kept; 1 but for the oracle. */
   draws: number
 }
 

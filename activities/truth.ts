@@ -1,5 +1,5 @@
 import { createNormaliser } from '../infra/stats.ts'
-import { standardise } from './domains/reviews.ts'
+import { measureOf } from './pairs.ts'
 import type { Persona, Response } from './records.ts'
 import type { Spec } from './spec.ts'
 import { measurableUser, utility, type MeasurableUser } from './users.ts'
@@ -20,7 +20,7 @@ export function userOf(spec: Spec, { index, split }: Persona): MeasurableUser {
 /** Opens the truth about the users of a run, scaled on the responses to seen questions. */
 export function createTruth(of: { spec: Spec; personas: Persona[]; responses: Response[] }): Truth {
   const texts = of.responses.filter(({ split }) => split === 'seen').map(({ text }) => text)
-  const propertiesOf = standardise(texts)
+  const propertiesOf = measureOf(of.responses)
   const users = new Map(of.personas.map((persona) => [persona.id, userOf(of.spec, persona)]))
   const normalisers = new Map<string, (value: number) => number>()
 

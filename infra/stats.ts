@@ -19,6 +19,8 @@ export interface Estimate extends Interval {
 export interface Observation {
   cluster: string
   value: number
+  /** What the value is divided by in a ratio of sums (1): the estimate is sum of values / sum of weights. */
+  weight?: number
 }
 
 /** One value that belongs to two clusters at once (a disagreement of two users). */
@@ -113,7 +115,10 @@ function estimateMean(observations: Observation[], { weightsOf, level }: Plan): 
   const clusters = sums.length
   if (clusters === 0) return nothing()
   const mean = total(sums) / total(counts)
-  const draws = weightsOf(clusters).map((weights) => dot(weights, sums) / dot(weights, counts))
+  if (!Number.isFinite(mean)) return nothing()
+  const draws = weightsOf(clusters)
+    .map((weights) => dot(weights, sums) / dot(weights, counts))
+    .filter(Number.isFinite)
   return {
     ...interval({ mean, clusters, draws, level }),
     items: observations.length,
@@ -183,10 +188,10 @@ function clusterSums(observations: Observation[]) {
   const indexes = indexNames(observations.map(({ cluster }) => cluster))
   const sums = new Float64Array(indexes.size)
   const counts = new Float64Array(indexes.size)
-  for (const { cluster, value } of observations) {
+  for (const { cluster, value, weight = 1 } of observations) {
     const index = indexes.get(cluster)!
     sums[index] = sums[index]! + value
-    counts[index] = counts[index]! + 1
+    counts[index] = counts[index]! + weight
   }
   return { sums, counts }
 }
@@ -218,7 +223,8 @@ function designEffect(options: {
   const clusters = sums.length
   const items = observations.length
   const deviation = deviationOf(observations.map(({ value }) => value))
-  if (clusters < 2 || deviation === 0) return null
+  const isRatio = observations.some(({ weight }) => weight !== undefined)
+  if (clusters < 2 || deviation === 0 || isRatio) return null
   let squares = 0
   for (let at = 0; at < clusters; at++) squares += (sums[at]! - mean * counts[at]!) ** 2
   const clustered = (squares / items ** 2) * (clusters / (clusters - 1))

@@ -1,0 +1,205 @@
+import { wilson, type Bootstrap, type Estimate, type Interval } from '../infra/stats.ts'
+import { groupBy } from './groups.ts'
+import { creditOf, differenceOf, estimateOf, type Evidence, type Measure } from './measures.ts'
+import { headline, isHeadline } from './plan.ts'
+import type { Persona, Preference, Verdict } from './records.ts'
+import { likesOf, type Score } from './scores.ts'
+import type { Spec } from './spec.ts'
+import { curveName, systemNames } from './systems.ts'
+import { userOf, type Truth } from './truth.ts'
+import { wordsOf } from './domains/reviews.ts'
+
+interface Scales {
+  evidence: Evidence
+  bootstrap: Bootstrap
+}
+
+/**
+ * Conflict sum in points: over all unordered pairs of unseen users who truly disagree on the same
+ * held-out pair, the mean of acc_A + acc_B - 100. Exactly 0 for any scorer that ignores the user,
+ * 100 for one that always sides with each; both users of a disagreement are resampled.
+ */
+export function conflictSum(scores: Score[], bootstrap: Bootstrap): Estimate {
+  const values = [...groupBy(scores.filter(isHeadline), ({ pair }) => pair).values()].flatMap(
+    (views) => {
+      const first = views.filter(({ likes }) => likes === 'first')
+      const second = views.filter(({ likes }) => likes === 'second')
+      return first.flatMap((a) =>
+        second.map((b) => {
+          const clusters: [string, string] = a.user < b.user ? [a.user, b.user] : [b.user, a.user]
+          return { clusters, value: creditOf(a) + creditOf(b) - 100 }
+        }),
+      )
+    },
+  )
+  return bootstrap.estimatePairs(values)
+}
+
+/** Conflict sums of every system that has scores, by name. */
+export function conflictSums({ evidence, bootstrap }: Scales): Record<string, Estimate> {
+  const bySystem = groupBy(evidence.scores, ({ system }) => system)
+  return Object.fromEntries(
+    [...bySystem].map(([system, scores]) => [system, conflictSum(scores, bootstrap)]),
+  )
+}
+
+/** FSPO with the shots of a user of other taste, and what that costs or leaves, on the headline cell. */
+export function shuffledContext(scales: Scales, spec: Spec) {
+  const { fspo, shuffled } = systemNames
+  const withoutShots = spec.evaluation.shotCounts.includes(0)
+    ? curveName(0, spec)
+    : systemNames.base
+  const measured = (measure: Measure) => ({
+    own: estimateOf(scales, { system: fspo, cell: headline, measure }),
+    other: estimateOf(scales, { system: shuffled, cell: headline, measure }),
+    none: estimateOf(scales, { system: withoutShots, cell: headline, measure }),
+    ownMinusOther: differenceOf(scales, { a: fspo, b: shuffled, cell: headline, measure }),
+    otherMinusNone: differenceOf(scales, { a: shuffled, b: withoutShots, cell: headline, measure }),
+  })
+  return {
+    withoutShots,
+    winRate: measured('winRate'),
+    utility: measured('utility'),
+    accuracy: measured('accuracy'),
+  }
+}
+
+/** FSPO's measures on the headline cell by number of shots; trained with `spec.episodes.shots`. */
+export function shotCurve(scales: Scales, spec: Spec) {
+  const counts = [...new Set([...spec.evaluation.shotCounts, spec.episodes.shots])]
+  return counts
+    .sort((a, b) => a - b)
+    .map((shots) => {
+      const system = curveName(shots, spec)
+      return {
+        shots,
+        winRate: estimateOf(scales, { system, cell: headline, measure: 'winRate' }),
+        utility: estimateOf(scales, { system, cell: headline, measure: 'utility' }),
+        accuracy: estimateOf(scales, { system, cell: headline, measure: 'accuracy' }),
+      }
+    })
+}
+
+/** How much of the way from base to the oracle FSPO goes in true utility, in percent. */
+export function oracleGap({ evidence, bootstrap }: Scales): Estimate {
+  const there = evidence.outcomes.filter(isHeadline)
+  const utilities = (name: string) =>
+    new Map(
+      there
+        .filter(({ system }) => system === name)
+        .map(({ user, question, utility }) => [`${user}/${question}`, { user, utility }]),
+    )
+  const base = utilities(systemNames.base)
+  const fspo = utilities(systemNames.fspo)
+  const oracle = utilities(systemNames.oracle)
+  const ratios = [...base].flatMap(([item, { user, utility }]) => {
+    const mine = fspo.get(item)
+    const best = oracle.get(item)
+    if (!mine || !best) return []
+    const value = 100 * (mine.utility - utility)
+    return [{ cluster: user, value, weight: best.utility - utility }]
+  })
+  return bootstrap.estimate(ratios)
+}
+
+/** How far the labels can be trusted, in percent. */
+export interface JudgeQuality {
+  /** Consistent labels that say what the measurable user truly prefers. */
+  agreement: Estimate
+  /** Presentations in which the judge chose the slot shown first; 50 without position bias. */
+  firstSlot: Interval
+  /** Pairs whose two orders disagree, dropped from training and evaluation. */
+  inconsistent: Interval
+  /** Consistent labels that choose the longer text, and how often the user truly prefers it. */
+  longer: { chosen: Interval; truth: Interval }
+  labels: number
+  verdicts: { firstSlot: Interval; inconsistent: Interval; judged: number; identical: number }
+}
+
+/** Compares the judge's labels with the truth, and its slots with a coin. */
+export function judgeQuality(of: {
+  preferences: Preference[]
+  verdicts: Verdict[]
+  truth: Truth
+  bootstrap: Bootstrap
+}): JudgeQuality {
+  const consistent = of.preferences.filter(({ consistent }) => consistent)
+  const known = consistent.flatMap((row) => {
+    const likes = likesOf(row, of.truth)
+    const longer = Math.sign(wordsOf(row.firstText) - wordsOf(row.secondText))
+    return likes ? [{ user: row.user, label: row.labelFirst, likes, longer }] : []
+  })
+  const unequal = known.filter(({ longer }) => longer !== 0)
+  const isLonger = (choice: 'first' | 'second', longer: number) =>
+    choice === (longer > 0 ? 'first' : 'second')
+  const judged = of.verdicts.filter(({ attempts }) => attempts > 0)
+  const slots = of.preferences.flatMap((row) => [
+    row.labelFirst === 'first',
+    row.labelSecond === 'second',
+  ])
+  return {
+    agreement: of.bootstrap.estimate(
+      known.map(({ user, label, likes }) => ({ cluster: user, value: label === likes ? 100 : 0 })),
+    ),
+    firstSlot: share(slots),
+    inconsistent: share(of.preferences.map((row) => !row.consistent)),
+    longer: {
+      chosen: share(unequal.map(({ label, longer }) => isLonger(label, longer))),
+      truth: share(unequal.map(({ likes, longer }) => isLonger(likes, longer))),
+    },
+    labels: of.preferences.length,
+    verdicts: {
+      firstSlot: share(judged.flatMap((row) => [row.winFirst, !row.winSecond])),
+      inconsistent: share(judged.map((row) => row.winFirst !== row.winSecond)),
+      judged: judged.length,
+      identical: of.verdicts.length - judged.length,
+    },
+  }
+}
+
+/** Share of pairs that two users label differently, over the consistent labels they share, in percent. */
+export interface Disagreement {
+  mean: number | null // over all pairs of unseen users
+  users: string[] // combinations of taste of a few of them, one user each
+  matrix: (number | null)[][]
+}
+
+/** The user-disagreement matrix (paper Fig 5) of the unseen users, who all label the same pairs. */
+export function disagreement(of: {
+  spec: Spec
+  personas: Persona[]
+  preferences: Preference[]
+  show?: number
+}): Disagreement {
+  const { spec, personas, preferences, show = 6 } = of
+  const usable = preferences.filter((row) => row.consistent && row.split === 'unseen')
+  const labels = new Map(
+    [...groupBy(usable, ({ user }) => user)].map(([user, rows]) => [
+      user,
+      new Map(rows.map((row) => [`${row.first} ${row.second}`, row.labelFirst])),
+    ]),
+  )
+  const people = personas.filter(({ id }) => labels.has(id))
+  const between = (a: Persona, b: Persona) => differing(labels.get(a.id)!, labels.get(b.id)!)
+  const all = people.flatMap((a, at) => people.slice(at + 1).flatMap((b) => between(a, b) ?? []))
+  const kinds = [...groupBy(people, (user) => userOf(spec, user).combination)].slice(0, show)
+  const shown = kinds.map(([, users]) => users[0]!)
+  return {
+    mean: all.length === 0 ? null : all.reduce((sum, value) => sum + value, 0) / all.length,
+    users: kinds.map(([combination]) => combination),
+    matrix: shown.map((a) => shown.map((b) => between(a, b))),
+  }
+}
+
+function differing(a: Map<string, string>, b: Map<string, string>): number | null {
+  const shared = [...a].filter(([pair]) => b.has(pair))
+  if (shared.length === 0) return null
+  return (100 * shared.filter(([pair, label]) => b.get(pair) !== label).length) / shared.length
+}
+
+/** A share in percent with Wilson's interval. */
+function share(values: boolean[]): Interval {
+  const { mean, lo, hi } = wilson(values.filter(Boolean).length, values.length)
+  const percent = (value: number | null) => (value === null ? null : 100 * value)
+  return { mean: percent(mean), lo: percent(lo), hi: percent(hi) }
+}

@@ -1,0 +1,163 @@
+import { FspoError } from '../infra/errors.ts'
+import { seedOf } from '../infra/random.ts'
+import { trainSpecSchema, type TrainSpec } from './contract.ts'
+import { documents, documentSchema, documentsVersion } from './documents.ts'
+import {
+  episodeSchema,
+  type Episode,
+  type Persona,
+  type Question,
+  type Response,
+} from './records.ts'
+import { specialTokens } from './render.ts'
+import type { Spec } from './spec.ts'
+import type { EngineContext, EngineStage, StageName } from './stage.ts'
+
+type Phase = 'base' | 'prefFt' | 'pooled' | 'fspo'
+
+/** Stage `base`: a nano Llama from scratch on plain documents; it knows the language and no user. */
+export const base: EngineStage<never> = {
+  kind: 'engine',
+  name: 'base',
+  queue: 'fspo-gpu',
+  reads: ['questions', 'responses'],
+  content: (spec) => ({
+    ...contentOf(spec, 'base'),
+    documents: spec.training.documents,
+    documentsVersion,
+    specialTokens,
+  }),
+  async run(context) {
+    const { training } = context.spec
+    const [questions, responses] = await Promise.all([
+      context.rows<Question>('questions'),
+      context.rows<Response>('responses'),
+    ])
+    const rows = documents({ questions, responses }, context.spec)
+    const data = await context.writeRows('documents.parquet', documentSchema, rows)
+    return train(context, {
+      ...optimizerOf(context.spec, 'base'),
+      objective: 'lm',
+      init: { architecture: training.architecture, specialTokens },
+      data: [data],
+    })
+  },
+}
+
+/** Stage `pref-ft` (paper A.3, stage 1): raises the likelihood of preferred answers given the shots. */
+export const prefFt: EngineStage<never> = {
+  kind: 'engine',
+  name: 'pref-ft',
+  queue: 'fspo-gpu',
+  reads: ['personas', 'episodes', 'base'],
+  content: (spec) => contentOf(spec, 'prefFt'),
+  async run(context) {
+    return train(context, {
+      ...optimizerOf(context.spec, 'prefFt'),
+      objective: 'pref_ft',
+      init: { checkpoint: await context.checkpoint('base') },
+      data: [await writeEpisodes(context, trainingEpisodes)],
+    })
+  },
+}
+
+/** Stage `pooled`: IPO on the same pairs without shots, so one taste for everybody; the population baseline. */
+export const pooled: EngineStage<never> = {
+  kind: 'engine',
+  name: 'pooled',
+  queue: 'fspo-gpu',
+  reads: ['personas', 'episodes', 'base'],
+  content: (spec) => contentOf(spec, 'pooled'),
+  async run(context) {
+    return train(context, {
+      ...optimizerOf(context.spec, 'pooled'),
+      ...(await ipo(context, 'base')),
+      data: [await writeEpisodes(context, pooledEpisodes)],
+    })
+  },
+}
+
+/** Stage `fspo` (paper Eq 5 and 6, stage 2): IPO on summed log-probs given the shots, against Pref-FT. */
+export const fspo: EngineStage<never> = {
+  kind: 'engine',
+  name: 'fspo',
+  queue: 'fspo-gpu',
+  reads: ['personas', 'episodes', 'pref-ft'],
+  content: (spec) => contentOf(spec, 'fspo'),
+  async run(context) {
+    return train(context, {
+      ...optimizerOf(context.spec, 'fspo'),
+      ...(await ipo(context, 'pref-ft')),
+      data: [await writeEpisodes(context, trainingEpisodes)],
+    })
+  },
+}
+
+/**
+ * The episodes that may be trained on, checked: all of users of the training split.
+ * @throws FspoError 'LeakedUser' naming the first row of a user who is only ever evaluated
+ */
+export function trainingEpisodes(episodes: Episode[], personas: Persona[]): Episode[] {
+  const allowed = new Set(personas.filter(({ split }) => split === 'train').map(({ id }) => id))
+  const leaked = episodes.find(({ user, split }) => split !== 'train' || !allowed.has(user))
+  if (leaked) {
+    throw new FspoError(
+      'LeakedUser',
+      `Episode ${leaked.id} belongs to user ${leaked.user}, who is only ever evaluated: ` +
+        'training on it would spoil the result; build the episodes from training users only',
+    )
+  }
+  return episodes
+}
+
+/** The same training pairs in the same order, without the shots. */
+export function pooledEpisodes(episodes: Episode[], personas: Persona[]): Episode[] {
+  return trainingEpisodes(episodes, personas).map((episode) => ({ ...episode, prefix: '' }))
+}
+
+async function writeEpisodes(
+  context: EngineContext,
+  select: (episodes: Episode[], personas: Persona[]) => Episode[],
+): Promise<string> {
+  const [episodes, personas] = await Promise.all([
+    context.rows<Episode>('episodes'),
+    context.rows<Persona>('personas'),
+  ])
+  return context.writeRows('episodes.parquet', episodeSchema, select(episodes, personas))
+}
+
+/** Policy and reference both start from `from` (paper A.3), so the first margin is exactly 0. */
+async function ipo(context: EngineContext, from: StageName) {
+  const checkpoint = await context.checkpoint(from)
+  return {
+    objective: 'ipo_sum' as const,
+    init: { checkpoint },
+    reference: checkpoint,
+    beta: context.spec.training.beta,
+  }
+}
+
+type Task = Pick<TrainSpec, 'objective' | 'init' | 'reference' | 'beta' | 'data'> &
+  ReturnType<typeof optimizerOf>
+
+async function train(context: EngineContext, task: Task): Promise<{ checkpoint: string }> {
+  const out = `${context.folder}/checkpoint`
+  await context.engine(trainSpecSchema.parse({ v: 1, command: 'train', out, ...task }))
+  return { checkpoint: out }
+}
+
+function optimizerOf(spec: Spec, phase: Phase) {
+  const { steps, batch, learningRate, warmupSteps } = spec.training[phase]
+  const { clip, maxTokens } = spec.training
+  const seed = seedOf(spec.seed, phase)
+  return { steps, batch, learningRate, warmupSteps, clip, maxTokens, seed }
+}
+
+/** What a phase's checkpoint depends on beside the stages it reads; the seed is in every stage key. */
+function contentOf(spec: Spec, phase: Phase) {
+  const { clip, maxTokens, beta, architecture } = spec.training
+  const shared = { v: 1, phase: spec.training[phase], clip, maxTokens }
+  if (phase === 'base') return { ...shared, architecture }
+  if (phase === 'prefFt') return shared
+  return { ...shared, beta, objective: 'ipo_sum' }
+}

@@ -1,0 +1,103 @@
+import { FspoError } from '../infra/errors.ts'
+import { preferencePrompt, promptVersions, type Shown } from './prompts.ts'
+import {
+  verdictSchema,
+  type Question,
+  type Refinement,
+  type Sample,
+  type Verdict,
+} from './records.ts'
+import { ask, effortOf, readChoice } from './replies.ts'
+import type { ItemContext, ItemStage } from './stage.ts'
+import { systemNames } from './systems.ts'
+
+/** One system's answer beside base's, for one user described in words. */
+export interface VerdictItem {
+  system: string
+  user: string
+  question: string
+  prompt: string
+  description: string
+  text: string
+  baseText: string
+}
+
+/** Stage `verdicts`: each system's answer against base's, judged as the user would in both orders. */
+export const verdicts: ItemStage<VerdictItem, Verdict> = {
+  kind: 'items',
+  name: 'verdicts',
+  queue: 'fspo-llm',
+  reads: ['questions', 'refinements', 'samples'],
+  content: (spec) => ({ judge: spec.evaluation.judge, prompt: promptVersions.preference, v: 1 }),
+  schema: verdictSchema,
+  async items({ rows }) {
+    const [questions, refinements, samples] = await Promise.all([
+      rows<Question>('questions'),
+      rows<Refinement>('refinements'),
+      rows<Sample>('samples'),
+    ])
+    return planVerdicts({ questions, refinements, samples })
+  },
+  async process({ text, baseText, ...item }, context) {
+    const { system, user, question } = item
+    const row = { id: context.id, index: context.index, system, user, question }
+    // Nothing to tell apart: a judge can only name the first slot in both orders, which is a tie.
+    if (text === baseText) return { ...row, winFirst: true, winSecond: false, ...effortOf([]) }
+    const shown = { description: item.description, prompt: item.prompt }
+    const there = await judge(context, 'first', { ...shown, m: text, M: baseText })
+    const back = await judge(context, 'second', { ...shown, m: baseText, M: text })
+    return {
+      ...row,
+      winFirst: there.value === 'm',
+      winSecond: back.value === 'M',
+      ...effortOf([...there.replies, ...back.replies]),
+    }
+  },
+}
+
+/**
+ * One item per sample of any system but base. @throws FspoError 'MissingSample' when base has no answer
+ * to the same user and question.
+ */
+export function planVerdicts(of: {
+  questions: Question[]
+  refinements: Refinement[]
+  samples: Sample[]
+}): VerdictItem[] {
+  const prompts = new Map(of.questions.map(({ id, text }) => [id, text]))
+  const descriptions = new Map(of.refinements.map(({ persona, text }) => [persona, text]))
+  const isBase = ({ system }: Sample) => system === systemNames.base
+  const baseTexts = new Map(
+    of.samples.filter(isBase).map(({ user, question, text }) => [`${user}/${question}`, text]),
+  )
+  return of.samples
+    .filter((sample) => !isBase(sample))
+    .map(({ system, user, question, text }) => {
+      const prompt = prompts.get(question)
+      const description = descriptions.get(user)
+      const baseText = baseTexts.get(`${user}/${question}`)
+      if (prompt === undefined || description === undefined || baseText === undefined) {
+        throw new FspoError(
+          'MissingSample',
+          `${system}'s answer to ${question} for ${user} has no question, description or answer of ` +
+            'base beside it: seal the samples stage again',
+        )
+      }
+      return { system, user, question, prompt, description, text, baseText }
+    })
+}
+
+function judge(context: ItemContext, order: 'first' | 'second', shown: Shown) {
+  return ask(
+    context,
+    {
+      alias: context.spec.evaluation.judge,
+      messages: preferencePrompt(shown),
+      temperature: 0,
+      maxTokens: 8,
+      call: `verdict ${order}`,
+      remedy: 'Answer with one letter only: m or M.',
+    },
+    readChoice,
+  )
+}
