@@ -1,6 +1,14 @@
-import { wilson, type Bootstrap, type Estimate, type Interval } from '../infra/stats.ts'
+import { wilson, type Bootstrap, type Interval } from '../infra/stats.ts'
 import { groupBy } from './groups.ts'
-import { creditOf, differenceOf, estimateOf, type Evidence, type Measure } from './measures.ts'
+import type { Figure, Report } from './findings.ts'
+import {
+  creditOf,
+  differenceOf,
+  figureOf,
+  measured,
+  type Measure,
+  type Scales,
+} from './measures.ts'
 import { headline, isHeadline } from './plan.ts'
 import type { Persona, Preference, Verdict } from './records.ts'
 import { likesOf, type Score } from './scores.ts'
@@ -9,17 +17,12 @@ import { curveName, systemNames } from './systems.ts'
 import { userOf, type Truth } from './truth.ts'
 import { wordsOf } from './domains/reviews.ts'
 
-interface Scales {
-  evidence: Evidence
-  bootstrap: Bootstrap
-}
-
 /**
  * Conflict sum in points: over all unordered pairs of unseen users who truly disagree on the same
  * held-out pair, the mean of acc_A + acc_B - 100. Exactly 0 for any scorer that ignores the user,
  * 100 for one that always sides with each; both users of a disagreement are resampled.
  */
-export function conflictSum(scores: Score[], bootstrap: Bootstrap): Estimate {
+export function conflictSum(scores: Score[], bootstrap: Bootstrap): Figure {
   const values = [...groupBy(scores.filter(isHeadline), ({ pair }) => pair).values()].flatMap(
     (views) => {
       const first = views.filter(({ likes }) => likes === 'first')
@@ -32,11 +35,11 @@ export function conflictSum(scores: Score[], bootstrap: Bootstrap): Estimate {
       )
     },
   )
-  return bootstrap.estimatePairs(values)
+  return figureOf(bootstrap.estimatePairs(values))
 }
 
 /** Conflict sums of every system that has scores, by name. */
-export function conflictSums({ evidence, bootstrap }: Scales): Record<string, Estimate> {
+export function conflictSums({ evidence, bootstrap }: Scales): Record<string, Figure> {
   const bySystem = groupBy(evidence.scores, ({ system }) => system)
   return Object.fromEntries(
     [...bySystem].map(([system, scores]) => [system, conflictSum(scores, bootstrap)]),
@@ -49,18 +52,18 @@ export function shuffledContext(scales: Scales, spec: Spec) {
   const withoutShots = spec.evaluation.shotCounts.includes(0)
     ? curveName(0, spec)
     : systemNames.base
-  const measured = (measure: Measure) => ({
-    own: estimateOf(scales, { system: fspo, cell: headline, measure }),
-    other: estimateOf(scales, { system: shuffled, cell: headline, measure }),
-    none: estimateOf(scales, { system: withoutShots, cell: headline, measure }),
+  const contrast = (measure: Measure) => ({
+    own: measured(scales, { system: fspo, cell: headline, measure }),
+    other: measured(scales, { system: shuffled, cell: headline, measure }),
+    none: measured(scales, { system: withoutShots, cell: headline, measure }),
     ownMinusOther: differenceOf(scales, { a: fspo, b: shuffled, cell: headline, measure }),
     otherMinusNone: differenceOf(scales, { a: shuffled, b: withoutShots, cell: headline, measure }),
   })
   return {
     withoutShots,
-    winRate: measured('winRate'),
-    utility: measured('utility'),
-    accuracy: measured('accuracy'),
+    winRate: contrast('winRate'),
+    utility: contrast('utility'),
+    accuracy: contrast('accuracy'),
   }
 }
 
@@ -73,15 +76,15 @@ export function shotCurve(scales: Scales, spec: Spec) {
       const system = curveName(shots, spec)
       return {
         shots,
-        winRate: estimateOf(scales, { system, cell: headline, measure: 'winRate' }),
-        utility: estimateOf(scales, { system, cell: headline, measure: 'utility' }),
-        accuracy: estimateOf(scales, { system, cell: headline, measure: 'accuracy' }),
+        winRate: measured(scales, { system, cell: headline, measure: 'winRate' }),
+        utility: measured(scales, { system, cell: headline, measure: 'utility' }),
+        accuracy: measured(scales, { system, cell: headline, measure: 'accuracy' }),
       }
     })
 }
 
 /** How much of the way from base to the oracle FSPO goes in true utility, in percent. */
-export function oracleGap({ evidence, bootstrap }: Scales): Estimate {
+export function oracleGap({ evidence, bootstrap }: Scales): Figure {
   const there = evidence.outcomes.filter(isHeadline)
   const utilities = (name: string) =>
     new Map(
@@ -99,30 +102,20 @@ export function oracleGap({ evidence, bootstrap }: Scales): Estimate {
     const value = 100 * (mine.utility - utility)
     return [{ cluster: user, value, weight: best.utility - utility }]
   })
-  return bootstrap.estimate(ratios)
+  return figureOf(bootstrap.estimate(ratios))
 }
 
-/** How far the labels can be trusted, in percent. */
-export interface JudgeQuality {
-  /** Consistent labels that say what the measurable user truly prefers. */
-  agreement: Estimate
-  /** Presentations in which the judge chose the slot shown first; 50 without position bias. */
-  firstSlot: Interval
-  /** Pairs whose two orders disagree, dropped from training and evaluation. */
-  inconsistent: Interval
-  /** Consistent labels that choose the longer text, and how often the user truly prefers it. */
-  longer: { chosen: Interval; truth: Interval }
-  labels: number
-  verdicts: { firstSlot: Interval; inconsistent: Interval; judged: number; identical: number }
-}
-
-/** Compares the judge's labels with the truth, and its slots with a coin. */
+/**
+ * How far the judge can be trusted, in percent: its consistent labels against the truth, how often it
+ * chooses the slot shown first (50 without bias), how often its two orders disagree, and how often it
+ * chooses the longer text beside how often that is truly preferred.
+ */
 export function judgeQuality(of: {
   preferences: Preference[]
   verdicts: Verdict[]
   truth: Truth
   bootstrap: Bootstrap
-}): JudgeQuality {
+}): Report['judge']['quality'] {
   const consistent = of.preferences.filter(({ consistent }) => consistent)
   const known = consistent.flatMap((row) => {
     const likes = likesOf(row, of.truth)
@@ -138,8 +131,13 @@ export function judgeQuality(of: {
     row.labelSecond === 'second',
   ])
   return {
-    agreement: of.bootstrap.estimate(
-      known.map(({ user, label, likes }) => ({ cluster: user, value: label === likes ? 100 : 0 })),
+    agreement: figureOf(
+      of.bootstrap.estimate(
+        known.map(({ user, label, likes }) => ({
+          cluster: user,
+          value: label === likes ? 100 : 0,
+        })),
+      ),
     ),
     firstSlot: share(slots),
     inconsistent: share(of.preferences.map((row) => !row.consistent)),
@@ -157,20 +155,16 @@ export function judgeQuality(of: {
   }
 }
 
-/** Share of pairs that two users label differently, over the consistent labels they share, in percent. */
-export interface Disagreement {
-  mean: number | null // over all pairs of unseen users
-  users: string[] // combinations of taste of a few of them, one user each
-  matrix: (number | null)[][]
-}
-
-/** The user-disagreement matrix (paper Fig 5) of the unseen users, who all label the same pairs. */
+/**
+ * The user-disagreement matrix (paper Fig 5) of unseen users: the share of pairs both labelled consistently
+ * that they label differently, in percent; its mean over all of them, and a few of different taste.
+ */
 export function disagreement(of: {
   spec: Spec
   personas: Persona[]
   preferences: Preference[]
   show?: number
-}): Disagreement {
+}): Report['judge']['disagreement'] {
   const { spec, personas, preferences, show = 6 } = of
   const usable = preferences.filter((row) => row.consistent && row.split === 'unseen')
   const labels = new Map(

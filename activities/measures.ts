@@ -1,5 +1,6 @@
 import type { Bootstrap, Estimate, Observation } from '../infra/stats.ts'
-import { isHeadline, type Cell } from './plan.ts'
+import type { Figure } from './findings.ts'
+import type { Cell } from './plan.ts'
 import type { Persona, Question, Sample, Verdict } from './records.ts'
 import type { Score } from './scores.ts'
 import { systemNames } from './systems.ts'
@@ -27,7 +28,19 @@ export interface Evidence {
   scores: Score[]
 }
 
-export type Measure = 'winRate' | 'utility' | 'accuracy'
+/** What averages are made from, and how intervals are. */
+export interface Scales {
+  evidence: Evidence
+  bootstrap: Bootstrap
+}
+
+export type Measure = 'winRate' | 'winRateDropped' | 'trueWinRate' | 'utility' | 'accuracy'
+
+interface Asked {
+  system: string
+  cell: Cell
+  measure: Measure
+}
 
 /** Measures every sample: the judge's verdict and the measurable user's own opinion. */
 export function weigh(of: {
@@ -79,54 +92,54 @@ export function creditOf({ marginNats }: Pick<Score, 'marginNats'>): number {
 }
 
 /** Values of one measure for one system in one cell, by item. */
-export function valuesOf(
-  evidence: Evidence,
-  of: { system: string; cell: Cell; measure: Measure },
-): Map<string, Observation> {
+function valuesOf({ outcomes, scores }: Evidence, of: Asked): Map<string, Observation> {
   const { system, cell, measure } = of
   const isThere = (row: Cell & { system: string }) =>
     row.system === system && row.users === cell.users && row.questions === cell.questions
   if (measure === 'accuracy') {
     return new Map(
-      evidence.scores
+      scores
         .filter(isThere)
         .map((row) => [`${row.user}/${row.pair}`, { cluster: row.user, value: creditOf(row) }]),
     )
   }
   return new Map(
-    evidence.outcomes.filter(isThere).flatMap((outcome) => {
-      const value = measure === 'utility' ? outcome.utility : outcome.win
-      const observation = { cluster: outcome.user, value: value ?? 0 }
-      return value === null ? [] : [[`${outcome.user}/${outcome.question}`, observation]]
+    outcomes.filter(isThere).flatMap((outcome) => {
+      const value = valueOf(outcome, measure)
+      const item = `${outcome.user}/${outcome.question}`
+      return value === null ? [] : [[item, { cluster: outcome.user, value }]]
     }),
   )
 }
 
+function valueOf(outcome: Outcome, measure: Exclude<Measure, 'accuracy'>): number | null {
+  if (measure === 'utility') return outcome.utility
+  if (measure === 'trueWinRate') return outcome.trueWin
+  if (measure === 'winRateDropped' && !outcome.isConsistent) return null
+  return outcome.win
+}
+
 /** Mean of a measure, clustered by user. */
-export function estimateOf(
-  { evidence, bootstrap }: { evidence: Evidence; bootstrap: Bootstrap },
-  of: { system: string; cell: Cell; measure: Measure },
-): Estimate {
-  return bootstrap.estimate([...valuesOf(evidence, of).values()])
+export function measured({ evidence, bootstrap }: Scales, of: Asked): Figure {
+  return figureOf(bootstrap.estimate([...valuesOf(evidence, of).values()]))
 }
 
 /** Mean of a - b over the items both have, clustered by user. */
 export function differenceOf(
-  { evidence, bootstrap }: { evidence: Evidence; bootstrap: Bootstrap },
-  of: { a: string; b: string; cell: Cell; measure: Measure },
-): Estimate {
-  const { a, b, cell, measure } = of
-  const others = valuesOf(evidence, { system: b, cell, measure })
-  const pairs = [...valuesOf(evidence, { system: a, cell, measure })].flatMap(([item, mine]) => {
+  { evidence, bootstrap }: Scales,
+  { a, b, ...of }: Omit<Asked, 'system'> & { a: string; b: string },
+): Figure {
+  const others = valuesOf(evidence, { ...of, system: b })
+  const pairs = [...valuesOf(evidence, { ...of, system: a })].flatMap(([item, mine]) => {
     const other = others.get(item)
     return other ? [{ cluster: mine.cluster, value: mine.value - other.value }] : []
   })
-  return bootstrap.estimate(pairs)
+  return figureOf(bootstrap.estimate(pairs))
 }
 
-/** The outcomes of the headline cell: unseen users, unseen questions. */
-export function headlineOutcomes({ outcomes }: Evidence): Outcome[] {
-  return outcomes.filter(isHeadline)
+/** An estimate as the report words it. */
+export function figureOf({ mean, lo, hi, items, clusters, designEffect }: Estimate): Figure {
+  return { mean, lo, hi, n: { users: clusters, items }, designEffect }
 }
 
 function keyOf({ system, user, question }: Pick<Sample, 'system' | 'user' | 'question'>): string {

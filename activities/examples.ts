@@ -1,0 +1,46 @@
+import { createRandom, seedOf } from '../infra/random.ts'
+import type { Report } from './findings.ts'
+import type { Outcome } from './measures.ts'
+import { isHeadline } from './plan.ts'
+import type { Persona, Question } from './records.ts'
+import type { Spec } from './spec.ts'
+import { systemNames } from './systems.ts'
+import { userOf } from './truth.ts'
+
+const shown: string[] = [
+  systemNames.base,
+  systemNames.prompt,
+  systemNames.pooled,
+  systemNames.fspo,
+  systemNames.oracle,
+]
+
+/** A few items of the headline cell with every system's answer, chosen by the seed, not by their looks. */
+export function chooseExamples(of: {
+  spec: Spec
+  personas: Persona[]
+  questions: Question[]
+  outcomes: Outcome[]
+  count?: number
+}): Report['examples'] {
+  const { spec, outcomes, count = 3 } = of
+  const there = outcomes.filter((outcome) => isHeadline(outcome) && shown.includes(outcome.system))
+  const people = new Map(of.personas.map((persona) => [persona.id, persona]))
+  const prompts = new Map(of.questions.map(({ id, text }) => [id, text]))
+  const users = [...new Set(there.map(({ user }) => user))]
+  const random = createRandom(seedOf(spec.seed, 'examples'))
+  return random
+    .shuffle(users)
+    .slice(0, count)
+    .map((user) => {
+      const own = there.filter((outcome) => outcome.user === user)
+      const question = random.pick([...new Set(own.map((outcome) => outcome.question))])
+      return {
+        taste: userOf(spec, people.get(user)!).combination,
+        question: prompts.get(question)!,
+        answers: own
+          .filter((outcome) => outcome.question === question)
+          .map(({ system, text, utility }) => ({ system, text, utility })),
+      }
+    })
+}
