@@ -152,12 +152,16 @@ function parseNumber(flag: string, value: string): number {
 async function main(): Promise<void> {
   const flags = readFlags()
   const keyName = flags['api-key-env']
+  const apiKey = keyName === undefined ? undefined : process.env[keyName]
+  if (keyName !== undefined && !apiKey) {
+    throw new FspoError('Config', `${keyName} is not set: put the key to ask for in it`)
+  }
   const simulator = await startSimulator({
     answer: createMind(flags.judge),
     models: flags.models.split(','),
     port: flags.port,
     host: flags.host,
-    apiKey: keyName === undefined ? undefined : process.env[keyName],
+    apiKey,
     countDuplicates: flags['count-duplicates'],
     faults: flags.faults,
   })
