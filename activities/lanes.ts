@@ -1,0 +1,285 @@
+import { FspoError } from '../infra/errors.ts'
+import type { Journal } from '../infra/journal.ts'
+import type { Reject } from './records.ts'
+import { isHopeless, tooManyRejects } from './rejects.ts'
+
+/** Time as the lanes see it; tests bring their own. */
+export interface Clock {
+  /** Monotonic, in ms. */
+  now(): number
+  /** Resolves after so many ms, or as soon as the signal is aborted. */
+  sleep(ms: number, signal: AbortSignal): Promise<void>
+}
+
+/** Which try of which item is being made. */
+export interface Attempt {
+  id: string
+  index: number
+  attempt: number
+  signal: AbortSignal
+}
+
+export interface LaneOptions<Item, Row> {
+  /** For messages and dead letters. */
+  prefix: string
+  stage: string
+  items: readonly Item[]
+  /** Index in the stage of the first item. */
+  first: number
+  idOf(index: number): string
+  process(item: Item, attempt: Attempt): Promise<Row>
+  /** Items in flight. */
+  concurrency?: number
+  /** Items per chunk: a crash repeats at most this many, and those in flight. */
+  flushEvery?: number
+  /** A chunk is written, and progress reported, at least so often. */
+  flushMs?: number
+  signal?: AbortSignal
+  clock: Clock
+}
+
+/** Hears which items are safe, and when a good moment to report is. */
+export interface Track {
+  keep(indices: readonly number[]): void
+  report(): void
+}
+
+/** What earlier tries of an item came to. */
+interface Past {
+  attempts: number
+  costUsd: number
+}
+
+/** A failed try. */
+interface Trouble {
+  index: number
+  past: Past
+  error: FspoError
+  /** Of this pass, from 1. */
+  attempt: number
+  /** Whether no item at all has succeeded since this one's first try. */
+  isAlone: boolean
+}
+
+/** What the lanes share. */
+interface Loop<Item, Row> {
+  options: LaneOptions<Item, Row>
+  journal: Journal<Row, Reject>
+  track: Track
+  queue: number[] // indices to make
+  next: number // place in the queue
+  deferred: Map<number, Past> // items for the sweep
+  isSweep: boolean
+  successes: number
+  exhausted: number // items in a row whose tries were used up by an endpoint's fault
+  failure: unknown
+  isStoreBroken: boolean
+  halt: AbortController // ends waits, and lanes once their item is made
+  kill: AbortController // ends what is being made, too
+  flushing: Promise<void> | undefined
+}
+
+const tries = 3
+const longestWaitMs = 10_000
+const alwaysGlobal = new Set(['Auth', 'ModelNotFound', 'Config', 'StoreFull'])
+const endpointFaults = new Set(['Endpoint', 'RateLimited', 'ServerError', 'Timeout'])
+const outageItems = 16
+
+/**
+ * Makes all items that the journal lacks, `concurrency` at a time, sweeping once more over those whose tries
+ * were used up. Resolves when each is in the store as a row or a dead letter.
+ * @throws as runShard does, once what was done is in the store
+ */
+export async function makeItems<Item, Row>(
+  options: LaneOptions<Item, Row>,
+  { journal, track }: { journal: Journal<Row, Reject>; track: Track },
+): Promise<void> {
+  const { items, first, signal } = options
+  const loop: Loop<Item, Row> = {
+    options,
+    journal,
+    track,
+    queue: items
+      .map((_, offset) => first + offset)
+      .filter((index) => !journal.rows.has(index) && !journal.rejects.has(index)),
+    next: 0,
+    deferred: new Map(),
+    isSweep: false,
+    successes: 0,
+    exhausted: 0,
+    failure: undefined,
+    isStoreBroken: false,
+    halt: new AbortController(),
+    kill: new AbortController(),
+    flushing: undefined,
+  }
+  const abort = () => fail(loop, signal?.reason, { kill: true })
+  if (signal?.aborted) abort()
+  signal?.addEventListener('abort', abort)
+  const ticking = tick(loop)
+  await runLanes(loop)
+  Object.assign(loop, { isSweep: true, queue: [...loop.deferred.keys()], next: 0 })
+  await runLanes(loop)
+  signal?.removeEventListener('abort', abort)
+  loop.halt.abort()
+  await ticking
+  while (journal.pending() > 0 && !loop.isStoreBroken) await flush(loop)
+  if (loop.failure !== undefined) throw loop.failure
+}
+
+/** Runs the queue empty. A killed lane is not waited for: its item may not heed the signal. */
+async function runLanes<Item, Row>(loop: Loop<Item, Row>): Promise<void> {
+  const { concurrency = 64 } = loop.options
+  const { signal } = loop.kill
+  const lanes = Array.from({ length: Math.min(concurrency, loop.queue.length) }, () => lane(loop))
+  const killed = new Promise<void>((resolve) => {
+    if (signal.aborted) resolve()
+    signal.addEventListener('abort', () => resolve())
+  })
+  await Promise.race([Promise.all(lanes), killed])
+}
+
+async function lane<Item, Row>(loop: Loop<Item, Row>): Promise<void> {
+  const { journal } = loop
+  const { flushEvery = 256 } = loop.options
+  while (loop.failure === undefined && loop.next < loop.queue.length) {
+    await makeItem(loop, loop.queue[loop.next++]!)
+    // Starting nothing while a full chunk waits bounds what a crash costs.
+    while (journal.pending() >= flushEvery && loop.failure === undefined) await flush(loop)
+  }
+}
+
+async function makeItem<Item, Row>(loop: Loop<Item, Row>, index: number): Promise<void> {
+  const { process, items, first, idOf, clock } = loop.options
+  const { signal } = loop.kill
+  const past = loop.deferred.get(index) ?? { attempts: 0, costUsd: 0 }
+  const before = loop.successes
+  const id = idOf(index)
+  for (let attempt = 1; loop.failure === undefined; attempt++) {
+    past.attempts++
+    try {
+      const row = await process(items[index - first]!, {
+        id,
+        index,
+        attempt: past.attempts,
+        signal,
+      })
+      if (signal.aborted) return
+      loop.journal.add(index, row)
+      loop.successes++
+      loop.exhausted = 0
+      return
+    } catch (cause) {
+      if (signal.aborted) return
+      const error = toFspoError(cause)
+      past.costUsd += error.details.costUsd ?? 0
+      const isAlone = loop.successes === before
+      if (settle(loop, { index, past, error, attempt, isAlone })) return
+      await clock.sleep(waitMs(error, attempt), loop.halt.signal)
+    }
+  }
+}
+
+/** Decides what a failed try means; false when the item is worth another one now. */
+function settle<Item, Row>(loop: Loop<Item, Row>, trouble: Trouble): boolean {
+  const { error, attempt } = trouble
+  const { retryAfterMs = 0 } = error.details
+  const isFinal = !error.retryable
+  if (alwaysGlobal.has(error.type) || (isFinal && endpointFaults.has(error.type))) fail(loop, error)
+  else if (isFinal) reject(loop, trouble)
+  else if (retryAfterMs > longestWaitMs) fail(loop, giveBack(error))
+  else if (attempt < tries) return false
+  else exhaust(loop, trouble)
+  return true
+}
+
+/** An item's tries are used up: an outage ends the shard, anything else waits for the sweep or is given up. */
+function exhaust<Item, Row>(loop: Loop<Item, Row>, trouble: Trouble): void {
+  const { index, past, error, isAlone } = trouble
+  const isEndpointFault = endpointFaults.has(error.type)
+  if (isEndpointFault) loop.exhausted++
+  const isDown = error.type === 'Endpoint' && isAlone
+  const isOutage = loop.exhausted >= Math.min(outageItems, loop.options.items.length)
+  const isThrottled = error.type === 'RateLimited' && loop.isSweep // never the item's fault
+  if (isDown || (isEndpointFault && isOutage) || isThrottled) fail(loop, error)
+  else if (!loop.isSweep) loop.deferred.set(index, past)
+  else reject(loop, trouble)
+}
+
+function reject<Item, Row>(loop: Loop<Item, Row>, { index, past, error }: Trouble): void {
+  const { options, journal } = loop
+  journal.reject({
+    id: options.idOf(index),
+    index,
+    stage: options.stage,
+    errorClass: error.type,
+    message: error.message,
+    attempts: past.attempts,
+    reply: error.details.reply ?? '',
+    costUsd: past.costUsd,
+  })
+  const count = options.items.length
+  if (isHopeless(journal.rejects.size, count)) {
+    fail(loop, tooManyRejects(options.prefix, [...journal.rejects.values()], count))
+  }
+}
+
+/** The error with which an activity gives its slot back until the wait is over. */
+function giveBack(error: FspoError): FspoError {
+  const { retryAfterMs = longestWaitMs } = error.details
+  return new FspoError('RateLimited', error.message, {
+    retryable: true,
+    cause: error,
+    retryAfterMs,
+  })
+}
+
+function fail<Item, Row>(
+  loop: Loop<Item, Row>,
+  failure: unknown,
+  { kill = false }: { kill?: boolean } = {},
+): void {
+  loop.failure ??= failure
+  loop.halt.abort()
+  if (kill) loop.kill.abort(failure)
+}
+
+async function tick<Item, Row>(loop: Loop<Item, Row>): Promise<void> {
+  const { clock, flushMs = 2000 } = loop.options
+  const { signal } = loop.halt
+  for (;;) {
+    await clock.sleep(flushMs, signal)
+    if (signal.aborted) return
+    await flush(loop)
+  }
+}
+
+/** Writes a chunk, or waits for the one being written; a failure ends the loop. */
+function flush<Item, Row>(loop: Loop<Item, Row>): Promise<void> {
+  loop.flushing ??= writeChunk(loop)
+    .catch((error: unknown) => {
+      loop.isStoreBroken = true
+      fail(loop, error, { kill: true })
+    })
+    .finally(() => {
+      loop.flushing = undefined
+    })
+  return loop.flushing
+}
+
+async function writeChunk<Item, Row>({ journal, track }: Loop<Item, Row>): Promise<void> {
+  track.keep(await journal.flush())
+  track.report()
+}
+
+/** 250 ms, 1 s, … with jitter, or what the endpoint asks for and a little more. */
+function waitMs(error: FspoError, attempt: number): number {
+  const base = Math.max(250 * 4 ** (attempt - 1), error.details.retryAfterMs ?? 0)
+  return base * (1 + Math.random() / 2)
+}
+
+function toFspoError(cause: unknown): FspoError {
+  if (cause instanceof FspoError) return cause
+  const { name, message } = cause instanceof Error ? cause : new Error(String(cause))
+  return new FspoError(name, message, { cause })
+}
