@@ -21,6 +21,8 @@ import { systemNames, systemsOf } from './systems.ts'
 import { renderTable } from './table.ts'
 import { createTruth } from './truth.ts'
 
+export type { Report } from './findings.ts'
+
 /** All a report is made of; nothing is read from clock or process. */
 export interface ReportInput {
   run: string

@@ -1,0 +1,145 @@
+import { measureOf } from '../activities/pairs.ts'
+import type { Properties } from '../activities/domains/reviews.ts'
+import type { EngineSpec } from '../activities/contract.ts'
+import type { Response } from '../activities/records.ts'
+import { renderQuery, type Shot } from '../activities/render.ts'
+import type { Spec } from '../activities/spec.ts'
+import type { EngineContext, EngineStage, ItemStage } from '../activities/stage.ts'
+import type { Chat } from '../infra/llm.ts'
+import { createRandom, seedOf } from '../infra/random.ts'
+import { createMind } from '../workers/mind.ts'
+import type { Chain } from './chain.ts'
+
+interface Row {
+  id: string
+  prefix: string
+  query: string
+  chosen: string
+  rejected: string
+}
+
+/** Files and engine calls of a stand-in, for looking at what a stage asked for. */
+export interface Record {
+  specs: EngineSpec[]
+  files: Map<string, unknown[]>
+}
+
+/**
+ * An engine without a model: `fspo` reads the taste off its shots' texts and follows it, all others
+ * ignore their prefix. Answers are picked from the question's real responses.
+ */
+export function createStandIn({ chain, spec }: { chain: Chain; spec: Spec }) {
+  const record: Record = { specs: [], files: new Map() }
+  const made = new Map<string, unknown[]>(Object.entries(chain))
+  const properties = measureOf(chain.responses)
+  const byQuery = new Map(
+    chain.questions.map(({ id, text }) => [
+      renderQuery(text),
+      chain.responses.filter(({ question }) => question === id),
+    ]),
+  )
+
+  async function rows<Wanted>(stage: string): Promise<Wanted[]> {
+    return made.get(stage) as Wanted[]
+  }
+
+  async function engine(spec: EngineSpec) {
+    record.specs.push(spec)
+    if (spec.command === 'train' || spec.command === 'describe') return
+    const asked = spec.data.flatMap((file) => record.files.get(file) as Row[])
+    const answer = spec.command === 'sample' ? sample : score
+    record.files.set(
+      spec.out,
+      asked.map((row) => answer(row, spec.checkpoint)),
+    )
+  }
+
+  function sample({ id, prefix, query }: Row, checkpoint: string) {
+    const drawn = createRandom(id).shuffle<Response>(byQuery.get(query)!)
+    const taste = tasteFor(checkpoint, prefix)
+    const choice = drawn
+      .slice(0, 4)
+      .reduce((a, b) => (liking(taste, b.text) > liking(taste, a.text) ? b : a))
+    return { id, draw: 0, text: choice.text, tokens: 10 }
+  }
+
+  function score({ id, prefix, chosen, rejected }: Row, checkpoint: string) {
+    const taste = tasteFor(checkpoint, prefix)
+    const logp = (text: string) => liking(taste, text) - seedOf(checkpoint, text) / 2 ** 31
+    const tokens = { tokensChosen: 10, tokensRejected: 10 }
+    return { id, logpChosen: logp(chosen), logpRejected: logp(rejected), ...tokens }
+  }
+
+  function tasteFor(checkpoint: string, prefix: string): Properties {
+    if (checkpoint !== 'fspo' || prefix === '') return [0, 0, 0]
+    const moves = readShots(prefix).map(({ chosen, rejected }) => {
+      const [good, bad] = [properties(chosen), properties(rejected)]
+      return good.map((value, axis) => value - bad[axis]!)
+    })
+    const [a, b, c] = [0, 1, 2].map((axis) => moves.reduce((sum, move) => sum + move[axis]!, 0))
+    return [a!, b!, c!]
+  }
+
+  function liking(taste: Properties, text: string): number {
+    return properties(text).reduce((sum, value, axis) => sum + value * taste[axis]!, 0)
+  }
+
+  function contextFor(folder: string): EngineContext {
+    return {
+      spec,
+      rows,
+      folder,
+      engine,
+      checkpoint: async (stage) => stage,
+      writeRows: async (file, _schema, written) => {
+        record.files.set(`${folder}/${file}`, written)
+        return `${folder}/${file}`
+      },
+      readRows: async (file, schema) => record.files.get(file)!.map((row) => schema.parse(row)),
+    }
+  }
+
+  async function runEngine<Made>(stage: EngineStage<Made>): Promise<Made[]> {
+    const result = await stage.run(contextFor(stage.name))
+    const done = 'rows' in result ? result.rows.map((row) => stage.schema!.parse(row)) : []
+    made.set(stage.name, done)
+    return done
+  }
+
+  async function runItems<Item, Made>(stage: ItemStage<Item, Made>, chat = mindChat()) {
+    const items = await stage.items({ spec, rows })
+    const done: Made[] = []
+    for (const [index, item] of items.entries()) {
+      const id = `${stage.name}-${index}`
+      const { signal } = new AbortController()
+      const context = { spec, rows, id, index, seed: seedOf(spec.seed, id), signal, chat }
+      done.push(stage.schema.parse(await stage.process(item, context)))
+    }
+    made.set(stage.name, done)
+    return done
+  }
+
+  return { record, runEngine, runItems, rows }
+}
+
+/** A chat answered by the simulator's mind in this process. */
+export function mindChat(mind = createMind()): Chat {
+  return async (request) => {
+    const { text, finishReason } = mind({ ...request, model: request.alias })
+    const cost = { attempts: 1, promptTokens: 0, completionTokens: 0, costUsd: 0 }
+    return { text, finishReason, endpoint: 'mind', model: request.alias, ...cost }
+  }
+}
+
+/** The shots of a rendered prefix. */
+function readShots(prefix: string): Omit<Shot, 'prompt'>[] {
+  return prefix
+    .split('# Example\n')
+    .slice(1)
+    .map((example) => {
+      const [, chosen = '', rejected = ''] = example
+        .split('# Task\n')[0]!
+        .split(/\n## (?:P|Disp)referred Response\n/)
+      return { chosen: chosen.trim(), rejected: rejected.trim() }
+    })
+}
