@@ -30,7 +30,7 @@ export interface Allocation {
 /** Changes whenever other pairs may be chosen; part of stage keys. */
 export const pairsVersion = 1
 
-const candidates = 8 // random pairs looked at per pair chosen
+const candidates = 32 // random pairs looked at per pair chosen
 const reservedShare = 0.25 // of the panels' pairs
 
 /** Measures texts standardised on the seen questions' responses: the scale of every utility of a run. */

@@ -144,12 +144,16 @@ const cues = [
 ] as const
 const indifferent = /\b(?:does not mind|equally|indifferent)\b/
 
-/** The tastes that a description, or a steer, names in words, per axis. Later sentences do not overrule. */
+/**
+ * The tastes that a description, or a steer, names in words, per axis. What is named first, or 'above
+ * all', weighs most; later sentences do not overrule.
+ */
 export function readTastes(description: string): [Taste, Taste, Taste] {
   const tastes: [Taste, Taste, Taste] = [unknown(), unknown(), unknown()]
+  let emphasis = 1
   for (const sentence of description.toLowerCase().split(/[.!?;]\s*/)) {
     const isIndifferent = indifferent.test(sentence)
-    const weight = sentence.includes('above all') ? 1.3 : 0.9
+    const weight = sentence.includes('above all') ? 1.4 : emphasis
     for (const [axis, [against, inFavour, about]] of cues.entries()) {
       const taste = tastes[axis]!
       if (taste.isKnown) continue
@@ -158,6 +162,7 @@ export function readTastes(description: string): [Taste, Taste, Taste] {
         : Number(inFavour.test(sentence)) - Number(against.test(sentence))
       taste.isKnown = sign !== 0 || (isIndifferent && about.test(sentence))
       taste.weight = sign * weight
+      if (sign !== 0) emphasis = 0.8
     }
   }
   return tastes

@@ -68,9 +68,10 @@ function compare(of: Task, { m, M }: { m: string; M: string }): string {
   const [left, right] = [readReview(m), readReview(M)]
   const differences: Triple = [left[0] - right[0], left[1] - right[1], left[2] - right[2]]
   if (task.includes('Asked about it')) return explain(task, tastes, differences)
-  const isSilent = !tastes[largest(differences)]!.isKnown
-  if (isSilent && task.includes('INSUFFICIENT')) return 'INSUFFICIENT'
   const score = tastes.reduce((sum, { weight }, axis) => sum + weight * differences[axis]!, 0)
+  const open = differences.map((value, axis) => (tastes[axis]!.isKnown ? 0 : Math.abs(value)))
+  const isSilent = Math.max(...open) > Math.abs(score)
+  if (isSilent && task.includes('INSUFFICIENT')) return 'INSUFFICIENT'
   const isFirst = score + positionBias + 0.1 * random.normal() > 0
   const isError = random.next() < errorRate
   return isFirst === isError ? 'M' : 'm'
