@@ -8,7 +8,7 @@ type Messages = ChatRequest['messages']
 export const promptVersions = {
   persona: 1,
   question: 1,
-  response: 1,
+  response: 2,
   refinement: 1,
   preference: 1,
 } as const
@@ -51,12 +51,16 @@ export function responsePrompt({
   reviewer: string
 }): Messages {
   return [
-    { role: 'system', content: 'You write film reviews the way the given reviewer would.' },
+    {
+      role: 'system',
+      content:
+        'You review films. You have seen the film and answer the request as the reviewer: you say what you liked or disliked about it.',
+    },
     {
       role: 'user',
-      content: `Reviewer: ${reviewer}
-Request: ${question}
-Write only the review: plain sentences, no title, no list.`,
+      content: `Request: ${question}
+Reviewer: ${reviewer}
+Write the film review in the words of this reviewer, in plain sentences.`,
     },
   ]
 }
