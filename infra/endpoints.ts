@@ -59,7 +59,7 @@ interface CompletionBody {
 export function openEndpoints({ models, environment = {}, simulatorUrl, fetch }: ChatOptions) {
   const endpoints = new Map<string, Endpoint>()
   const byAlias = new Map<string, Endpoint>()
-  const transports = new Map<string, Transport>()
+  const transports: Transport[] = []
 
   function of(alias: string): Endpoint {
     const known = byAlias.get(alias)
@@ -68,22 +68,22 @@ export function openEndpoints({ models, environment = {}, simulatorUrl, fetch }:
     if (!model) throw new FspoError('Config', `model '${alias}' is not in models: add it`)
     const target = describe(alias, model, { environment, simulatorUrl })
     const same = JSON.stringify([target.url, model.model, model.apiKeyEnv])
-    const endpoint = endpoints.get(same) ?? createEndpoint(target, model, fetchFor(target.url))
+    const endpoint =
+      endpoints.get(same) ?? createEndpoint(target, model, fetchFor(target.url, model.concurrency))
     endpoints.set(same, endpoint)
     byAlias.set(alias, endpoint)
     return endpoint
   }
 
-  function fetchFor(url: string): typeof globalThis.fetch {
+  function fetchFor(url: string, connections: number): typeof globalThis.fetch {
     if (fetch) return wrapFetch(fetch)
-    const { origin } = new URL(url)
-    const transport = transports.get(origin) ?? createTransport(origin)
-    transports.set(origin, transport)
+    const transport = createTransport(new URL(url).origin, connections)
+    transports.push(transport)
     return transport.fetch
   }
 
   async function close(): Promise<void> {
-    await Promise.all([...transports.values()].map((transport) => transport.close()))
+    await Promise.all(transports.map((transport) => transport.close()))
   }
 
   return { of, close }

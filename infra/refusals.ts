@@ -169,7 +169,7 @@ function toNumber(text: string | null): number | undefined {
 
 /** ms from the server's own clock when it tells it, so that a skewed clock here does no harm. */
 function untilDate(text: string | null, serverNow: string | null): number | undefined {
-  const until = Date.parse(text ?? '')
+  const until = /^[A-Za-z]+,? /.test(text ?? '') ? Date.parse(text ?? '') : NaN
   const start = Date.parse(serverNow ?? '')
   if (Number.isNaN(until)) return undefined
   return until - (Number.isNaN(start) ? Date.now() : start)

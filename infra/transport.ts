@@ -1,6 +1,6 @@
 import { Pool } from 'undici'
 
-/** HTTP for one origin: a `fetch` for the openai client and the sockets behind it. */
+/** HTTP to one origin: a `fetch` for the openai client and the sockets behind it. */
 export interface Transport {
   fetch: typeof fetch
   close(): Promise<void>
@@ -13,9 +13,10 @@ const maxReplyBytes = 32 * 2 ** 20
  * judges nothing: its responses are always `ok`, with the status as it was, and a failed connection is a
  * response whose `text()` rejects. So the caller alone decides what is an error, with the raw body at hand.
  */
-export function createTransport(origin: string): Transport {
+export function createTransport(origin: string, connections: number): Transport {
   // the openai client's timer covers connecting, headers and body
   const pool = new Pool(origin, {
+    connections,
     headersTimeout: 0,
     bodyTimeout: 0,
     maxResponseSize: maxReplyBytes,
