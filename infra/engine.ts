@@ -89,7 +89,11 @@ export function createEngine<Event extends EngineEventLike>({
 
 function watchEvents<Event extends EngineEventLike>(
   child: ChildProcess,
-  { folder, events, onEvent }: {
+  {
+    folder,
+    events,
+    onEvent,
+  }: {
     folder: string
     events: z.ZodType<Event>
     onEvent?: (event: Event) => void
@@ -126,7 +130,10 @@ async function exitOf(child: ChildProcess): Promise<string> {
 
 function check(last: EngineEventLike | undefined, exit: string, folder: string) {
   if (last?.event === 'error') {
-    throw new FspoError(last.errorClass ?? 'EngineError', last.message ?? 'the engine gave no reason')
+    throw new FspoError(
+      last.errorClass ?? 'EngineError',
+      last.message ?? 'the engine gave no reason',
+    )
   }
   if (last?.event === 'done' && exit === 'code 0') return
   const said = last ? `after '${last.event}'` : 'before its first event'

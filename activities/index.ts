@@ -1,0 +1,146 @@
+import { activityInfo, ApplicationFailure, Context, CancelledFailure } from '@temporalio/activity'
+
+import { FspoError } from '../infra/errors.ts'
+import type { Summary } from '../infra/manifests.ts'
+import type { EngineEvent } from './contract.ts'
+import { makeShard, makeWithEngine, type ShardRef } from './making.ts'
+import {
+  planRun,
+  planStage,
+  sealWhole,
+  type RunPlan,
+  type StagePlan,
+  type StageRef,
+  type StageSummary,
+} from './planning.ts'
+import { writeReport, type ReportRequest } from './reporting.ts'
+import { createRuns, type Dependencies } from './runs.ts'
+import type { StageName } from './stage.ts'
+import { stageTable, type Part } from './stages.ts'
+
+export type { Dependencies, Part, RunPlan, StagePlan, StageRef, StageSummary }
+export type { Summary as ShardSummary } from '../infra/manifests.ts'
+export type Activities = ReturnType<typeof createActivities>
+
+const beatMs = 2_000
+const engineSilenceMs = 600_000 // an engine that says nothing for this long hangs
+const defectAttempts = 3
+const idleAttempts = 3
+
+/**
+ * Everything that Temporal calls. This is the only place that knows it: heartbeats, cancellation, and the
+ * mapping of errors to failures stand here; what is done stands in the files beside.
+ */
+export function createActivities(deps: Dependencies) {
+  const runs = createRuns(deps, deps.stages ?? stageTable)
+  const planning = { runs, store: deps.store }
+  const making = { runs, deps }
+
+  return {
+    planRun: (input: { run: string; parts: Part[] }): Promise<RunPlan> =>
+      alive(() => planRun(runs, input)),
+    planStage: (input: {
+      run: string
+      stage: StageName
+      range?: { from: number; to: number }
+    }): Promise<StagePlan> => alive(() => planStage(planning, input)),
+    runItems: (ref: ShardRef): Promise<Summary> =>
+      alive((beat) =>
+        makeShard(making, ref, {
+          signal: Context.current().cancellationSignal,
+          progress: (cursor) => beat.set(cursor),
+          resumeFrom: activityInfo().heartbeatDetails,
+        }),
+      ),
+    runEngine: (ref: StageRef): Promise<Summary> =>
+      alive((beat) => runEngine(beat, (hooks) => makeWithEngine(making, ref, hooks))),
+    sealStage: (ref: StageRef): Promise<StageSummary> => alive(() => sealWhole(planning, ref)),
+    writeReport: (request: ReportRequest): Promise<void> =>
+      alive(() => writeReport({ ...planning, versions: deps.versions }, request)),
+  }
+}
+
+interface Beat {
+  /** What the next attempt will be told, at once and with each beat. */
+  set(details: unknown): void
+  /** Beats stop while this is false, so that the server gives the work to another worker. */
+  isAlive(check: () => boolean): void
+}
+
+/** Runs work under a steady heartbeat and turns its errors into Temporal's. */
+async function alive<Result>(work: (beat: Beat) => Promise<Result>): Promise<Result> {
+  const context = Context.current()
+  let details: unknown = context.info.heartbeatDetails
+  let isAlive = () => true
+  const timer = setInterval(() => isAlive() && context.heartbeat(details), beatMs)
+  const beat: Beat = {
+    set(value) {
+      details = value
+      context.heartbeat(details)
+    },
+    isAlive: (check) => void (isAlive = check),
+  }
+  try {
+    return await work(beat)
+  } catch (error) {
+    // The SDK must see its own CancelledFailure, whatever the signal made of it on the way.
+    if (context.cancellationSignal.aborted) await context.cancelled
+    throw toFailure(error, context.info.attempt)
+  } finally {
+    clearInterval(timer)
+  }
+}
+
+/** Tells of an engine's steps as long as it makes any; one that dies again and again without a step is given up. */
+async function runEngine(
+  beat: Beat,
+  make: (hooks: { signal: AbortSignal; onEvent: (event: EngineEvent) => void }) => Promise<Summary>,
+): Promise<Summary> {
+  const { heartbeatDetails } = activityInfo()
+  const idle = heartbeatDetails?.v === 1 ? Number(heartbeatDetails.idle) : 0
+  let eventAt = Date.now()
+  let hasMoved = false
+  beat.isAlive(() => Date.now() - eventAt < engineSilenceMs)
+
+  function onEvent(event: EngineEvent) {
+    eventAt = Date.now()
+    if (event.event === 'step') move(event.step, event.totalSteps)
+    if (event.event === 'progress') move(event.done, event.total)
+  }
+
+  function move(done: number, total: number) {
+    hasMoved = true
+    beat.set({ v: 1, done, total, idle: 0 })
+  }
+
+  try {
+    return await make({ signal: Context.current().cancellationSignal, onEvent })
+  } catch (error) {
+    if (!(error instanceof FspoError) || !error.retryable) throw error
+    if (hasMoved) throw error
+    beat.set({ v: 1, done: 0, total: 0, idle: idle + 1 })
+    if (idle + 1 < idleAttempts) throw error
+    throw new FspoError(error.type, `${error.message} (${idle + 1} times without a step)`)
+  }
+}
+
+/** An FspoError says itself whether another attempt may help; anything else is a defect and gets a few. */
+function toFailure(error: unknown, attempt: number): Error {
+  if (error instanceof ApplicationFailure || error instanceof CancelledFailure) return error
+  if (error instanceof FspoError) {
+    const { retryAfterMs } = error.details
+    return ApplicationFailure.create({
+      message: error.message,
+      type: error.type,
+      nonRetryable: !error.retryable,
+      ...(retryAfterMs !== undefined && { nextRetryDelay: retryAfterMs }),
+    })
+  }
+  const cause = error instanceof Error ? error : new Error(String(error))
+  return ApplicationFailure.create({
+    message: `${cause.name}: ${cause.message}`,
+    type: 'Defect',
+    nonRetryable: attempt >= defectAttempts,
+    cause,
+  })
+}

@@ -1,0 +1,138 @@
+import { z } from 'zod'
+
+import type { Engine } from '../infra/engine.ts'
+import { FspoError } from '../infra/errors.ts'
+import type { Chat } from '../infra/llm.ts'
+import { readRows } from '../infra/seals.ts'
+import { readFiles, shardPrefix } from '../infra/shards.ts'
+import type { Store } from '../infra/store.ts'
+import type { EngineEvent } from './contract.ts'
+import { stageKey, stagePrefix, type Stage, type StageTable } from './keys.ts'
+import { runConfigSchema, type Operations, type RunConfig } from './spec.ts'
+import type { StageContext, StageName } from './stage.ts'
+
+/** What activities work with; the composition root makes it. */
+export interface Dependencies {
+  store: Store
+  /** Local folder for engines at work. */
+  folder: string
+  chat(operations: Operations): Chat
+  engine(operations: Operations): Engine<EngineEvent>
+  /** Of what made the data, for the report. */
+  versions: Record<string, string>
+  /** The stages of the road; tests bring their own. */
+  stages?: StageTable
+}
+
+/** A run as an activity sees it. */
+export interface Run {
+  config: RunConfig
+  stage(name: StageName): Stage
+  key(name: StageName): string
+  /** Where a stage's objects stand in the store. */
+  prefix(name: StageName): string
+  /** All rows of a sealed stage, in index order. */
+  rows<Row>(name: StageName): Promise<Row[]>
+  /** What the stage may look at. */
+  context(name: StageName): StageContext
+  /** The local folder of a sealed training stage's checkpoint. */
+  checkpoint(name: StageName): Promise<string>
+}
+
+const cachedStages = 24
+
+/** Where a run's configuration stands in the store. */
+export function configKey(run: string): string {
+  return `runs/${run}/config.json`
+}
+
+/** Writes a run's configuration; workers read it from the store. */
+export async function writeConfig(store: Store, config: RunConfig): Promise<void> {
+  await store.put(configKey(config.run), new TextEncoder().encode(JSON.stringify(config, null, 2)))
+}
+
+/** A run's configuration. @throws FspoError 'Config' when there is none or it is of another version */
+export async function readRunConfig(store: Store, run: string): Promise<RunConfig> {
+  const key = configKey(run)
+  if (!(await store.has(key))) {
+    throw new FspoError(
+      'Config',
+      `no run '${run}' in ${store.url}: start it with fspo run --name ${run}`,
+    )
+  }
+  const parsed = runConfigSchema.safeParse(
+    JSON.parse(new TextDecoder().decode(await store.get(key))),
+  )
+  if (parsed.success) return parsed.data
+  const reason = z.prettifyError(parsed.error).split('\n')[0]
+  throw new FspoError('Config', `${key} in ${store.url} does not fit this version: ${reason}`)
+}
+
+export type Runs = ReturnType<typeof createRuns>
+
+/** Opens runs of one process; sealed rows are decoded once and shared between them. */
+export function createRuns({ store }: Dependencies, stages: StageTable) {
+  const cache = createCache(cachedStages)
+
+  async function open(run: string): Promise<Run> {
+    const config = await readRunConfig(store, run)
+    const key = (name: StageName) => stageKey(stages, name, config.spec)
+    const prefix = (name: StageName) => stagePrefix(name, key(name))
+
+    function rows<Row>(name: StageName): Promise<Row[]> {
+      const { schema } = stages[name]
+      if (!schema) throw new FspoError('Plan', `stage ${name} yields a checkpoint and no rows`)
+      const read = () => readRows(store, prefix(name), schema)
+      // The caller names the row type of the stage, whose schema is checked against the files.
+      return cache.get(`rows ${prefix(name)}`, read) as Promise<Row[]>
+    }
+
+    function context(name: StageName): StageContext {
+      return {
+        spec: config.spec,
+        rows<Row>(read: StageName): Promise<Row[]> {
+          assertReads(stages[name], read)
+          return rows<Row>(read)
+        },
+      }
+    }
+
+    async function checkpoint(name: StageName): Promise<string> {
+      const { folder } = await readFiles(store, shardPrefix(prefix(name), 0))
+      return folder
+    }
+
+    return { config, stage: (name) => stages[name], key, prefix, rows, context, checkpoint }
+  }
+
+  /** A stage's items, made once per process. */
+  function items(run: Run, name: StageName): Promise<unknown[]> {
+    const stage = run.stage(name)
+    if (stage.kind === 'engine') return Promise.resolve([name])
+    return cache.get(`items ${run.prefix(name)}`, () => stage.items(run.context(name)))
+  }
+
+  return { open, items }
+}
+
+function assertReads(stage: Stage, read: StageName) {
+  if (stage.reads.includes(read)) return
+  throw new FspoError('Plan', `stage ${stage.name} reads ${read} without naming it in 'reads'`)
+}
+
+/** Remembers the promises of the last few keys asked for; a failure is forgotten at once. */
+function createCache(size: number) {
+  const entries = new Map<string, Promise<unknown[]>>()
+
+  function get(key: string, make: () => Promise<unknown[]>): Promise<unknown[]> {
+    const known = entries.get(key)
+    if (known) return known
+    const made = make()
+    made.catch(() => entries.delete(key))
+    entries.set(key, made)
+    for (const oldest of entries.keys()) if (entries.size > size) entries.delete(oldest)
+    return made
+  }
+
+  return { get }
+}

@@ -1,0 +1,128 @@
+import { Command, CommanderError, InvalidArgumentError } from 'commander'
+
+import { FspoError } from '../infra/errors.ts'
+import { exitCodes, type ExitCode } from './exits.ts'
+import type { RunFlags } from './settings.ts'
+
+/** Flags of the commands that start a run. */
+export interface StartFlags extends RunFlags {
+  json?: boolean
+  dryRun?: boolean
+}
+
+/**
+ * The `fspo` command. Each subcommand stands in its own file and returns the exit code; they are loaded when
+ * asked for, so that `fspo --help` does not wait for Temporal's client.
+ */
+function createProgram(finish: (code: ExitCode) => void): Command {
+  const program = new Command('fspo')
+    .description('Few-shot preference optimisation, whole: users, preferences, training and proof')
+    .option('--debug', 'show stack traces')
+    .exitOverride()
+
+  const startable = (name: string, description: string) =>
+    program
+      .command(name)
+      .description(description)
+      .option('--preset <name>', 'what to start from')
+      .option('--config <file>', 'a JSON file on top of the preset')
+      .option('--name <run>', 'name of the run (default: the preset)')
+      .option('--seed <n>', 'seed of everything random', readCount)
+      .option('--json', 'print the report as JSON')
+      .option('--dry-run', 'print what would be done and start nothing')
+
+  startable('run', 'the whole paper: data, models, proof, report').action(
+    async (flags: StartFlags) => {
+      const { run } = await import('./run.ts')
+      finish(await run(flags, ['generate', 'train', 'evaluate']))
+    },
+  )
+  startable('generate', 'users, answers, preferences and episodes only').action(
+    async (flags: StartFlags) => {
+      const { run } = await import('./run.ts')
+      finish(await run(flags, ['generate']))
+    },
+  )
+  program
+    .command('up')
+    .description('start Temporal, the simulator and workers, and keep them running')
+    .option('--port <n>', 'port of Temporal', readCount)
+    .option('--ui-port <n>', "port of Temporal's UI", readCount)
+    .option('--simulator-port <n>', 'port of the LLM simulator', readCount)
+    .option('--config <file>', 'serve the simulated models of this configuration too')
+    .action(async (flags) => {
+      const { up } = await import('./up.ts')
+      finish(await up(flags))
+    })
+  program
+    .command('worker')
+    .description('serve task queues until stopped')
+    .option('--queues <names>', 'comma-separated: fspo, fspo-io, fspo-llm, fspo-gpu')
+    .action(async ({ queues }: { queues?: string }) => {
+      const { main } = await import('./worker.ts')
+      await main(queues === undefined ? [] : ['--queues', queues])
+      finish('done')
+    })
+  addOperations(program, finish)
+  return program
+}
+
+/** Commands on a run that exists. */
+function addOperations(program: Command, finish: (code: ExitCode) => void) {
+  program
+    .command('status [run]')
+    .description('the runs, or the stages of one')
+    .option('--json', 'print as JSON')
+    .action(async (run: string | undefined, flags: { json?: boolean }) => {
+      const { status } = await import('./status.ts')
+      finish(await status(run, flags))
+    })
+  program
+    .command('report <run>')
+    .description('print the report of a finished run')
+    .option('--json', 'print as JSON')
+    .action(async (run: string, flags: { json?: boolean }) => {
+      const { printReport } = await import('./reports.ts')
+      finish(await printReport(run, flags))
+    })
+  const verbs = {
+    pause: 'let work in flight finish and start no more',
+    resume: 'go on with a paused run',
+    cancel: 'stop a run; what is sealed is kept',
+  } as const
+  for (const verb of ['pause', 'resume', 'cancel'] as const) {
+    program
+      .command(`${verb} <run>`)
+      .description(verbs[verb])
+      .action(async (run: string) => {
+        const { steer } = await import('./status.ts')
+        finish(await steer(run, verb))
+      })
+  }
+}
+
+function readCount(text: string): number {
+  if (/^\d+$/.test(text)) return Number(text)
+  throw new InvalidArgumentError(`${text} is not a number of 0 or more`)
+}
+
+/** The one place that turns errors into words and exit codes. */
+function explain(error: unknown, isDebug: boolean): ExitCode {
+  if (error instanceof CommanderError) return error.exitCode === 0 ? 'done' : 'usage'
+  if (isDebug) console.error(error)
+  else console.error(`fspo: ${error instanceof Error ? error.message : String(error)}`)
+  return error instanceof FspoError && error.type !== 'RunFailed' ? 'usage' : 'failed'
+}
+
+async function main() {
+  let code: ExitCode = 'done'
+  const isDebug = process.argv.includes('--debug')
+  try {
+    await createProgram((outcome) => void (code = outcome)).parseAsync()
+  } catch (error) {
+    code = explain(error, isDebug)
+  }
+  process.exit(exitCodes[code])
+}
+
+await main()

@@ -1,0 +1,91 @@
+import { z } from 'zod'
+
+import { defaultOperations, presets } from '../activities/presets.ts'
+import {
+  operationsSchema,
+  runConfigSchema,
+  specSchema,
+  type RunConfig,
+  type Spec,
+} from '../activities/spec.ts'
+import type { Part } from '../activities/stages.ts'
+import { readConfig } from '../infra/config.ts'
+import { FspoError } from '../infra/errors.ts'
+
+/** What the command line says about a run. */
+export interface RunFlags {
+  preset?: string
+  config?: string
+  name?: string
+  seed?: number
+}
+
+const fileSchema = z.strictObject({
+  name: runConfigSchema.shape.run.optional(),
+  spec: specSchema,
+  operations: operationsSchema,
+})
+
+/**
+ * The whole configuration of a run: preset, then file, then flags.
+ * @throws FspoError 'Config' naming file, key and value
+ */
+export async function readSettings(flags: RunFlags, parts: readonly Part[]): Promise<RunConfig> {
+  const { preset = 'tiny', config: path, seed } = flags
+  const file = await readConfig({
+    schema: fileSchema,
+    presets: Object.fromEntries(
+      Object.entries(presets).map(([name, spec]) => [
+        name,
+        { spec, operations: defaultOperations },
+      ]),
+    ),
+    preset,
+    ...(path !== undefined && { path }),
+  })
+  const name = flags.name ?? file.name ?? preset
+  const run = runConfigSchema.shape.run.safeParse(name)
+  if (!run.success) {
+    throw new FspoError(
+      'Config',
+      `run name ${JSON.stringify(name)} is not usable: lower-case letters, digits and - only`,
+    )
+  }
+  const spec = seed === undefined ? file.spec : { ...file.spec, seed }
+  const unknown = aliasesOf(spec, parts).find((alias) => !(alias in file.operations.models))
+  if (unknown !== undefined) {
+    const known = Object.keys(file.operations.models).join(', ')
+    throw new FspoError(
+      'Config',
+      `model "${unknown}" is not in operations.models of ${path ?? preset} (${known}): add it there`,
+    )
+  }
+  return { v: 1, run: run.data, spec, operations: file.operations }
+}
+
+/** The models that the parts of a run ask, by alias. */
+export function aliasesOf(spec: Spec, parts: readonly Part[]): string[] {
+  const generating = [
+    spec.users.model,
+    spec.questions.model,
+    ...spec.responses.models,
+    ...(spec.refinement.pairs > 0 ? [spec.refinement.model] : []),
+    spec.preferences.judge,
+  ]
+  return [
+    ...new Set([
+      ...(parts.includes('generate') ? generating : []),
+      ...(parts.includes('evaluate') ? [spec.evaluation.judge] : []),
+    ]),
+  ]
+}
+
+/** The models of these aliases that an endpoint of the configuration serves, and those of the simulator. */
+export function splitModels({ operations }: RunConfig, aliases: string[]) {
+  const entries = Object.entries(operations.models).filter(([alias]) => aliases.includes(alias))
+  const isReal = ([, { baseUrl }]: (typeof entries)[number]) => baseUrl !== undefined
+  return {
+    real: Object.fromEntries(entries.filter(isReal)),
+    simulated: Object.fromEntries(entries.filter((entry) => !isReal(entry))),
+  }
+}

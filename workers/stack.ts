@@ -1,0 +1,158 @@
+import { spawn } from 'node:child_process'
+import { mkdirSync } from 'node:fs'
+import { join } from 'node:path'
+
+import { bundleWorkflows } from './bundle.ts'
+import { keepChild, type Child } from './children.ts'
+import { packageRoot, program } from './paths.ts'
+import { choosePort } from './ports.ts'
+import { clearStale, markOf, removeStack, writeStack, type StackInfo } from './stackfile.ts'
+import { findTemporal, temporalCommand } from './temporal.ts'
+
+export interface StackOptions {
+  /** `.fspo`: state, logs, store. */
+  home: string
+  /** The environment that children get, and PATH for finding Temporal. */
+  env: Record<string, string | undefined>
+  /** A Temporal server of somebody else; without it one is started. */
+  temporal?: { address: string; namespace: string }
+  /** Names of the models that the simulator serves; none: no simulator. */
+  models: string[]
+  port?: number
+  uiPort?: number
+  simulatorPort?: number
+  /** Told when a child died and is started again. */
+  onDeath?: (name: string, reason: string) => void
+}
+
+export interface Stack {
+  info: StackInfo
+  /** Ends the children in order: workers, simulator, Temporal. */
+  stop(): Promise<void>
+  /** Ends them at once. */
+  kill(): void
+}
+
+/** Which queues share a process: one event loop each for control, LLM calls and the GPU. */
+const workerQueues = {
+  control: ['fspo', 'fspo-io'],
+  llm: ['fspo-llm'],
+  gpu: ['fspo-gpu'],
+}
+const graceMs = 45_000 // a training engine saves its checkpoint in this time
+
+/**
+ * Starts Temporal, the simulator and the workers side by side and keeps them alive.
+ * @throws FspoError 'PortInUse', 'TemporalMissing', 'StackRunning'
+ */
+export async function startStack(options: StackOptions): Promise<Stack> {
+  const { home, models, temporal } = options
+  mkdirSync(join(home, 'logs'), { recursive: true })
+  await clearStale(home)
+  const port = temporal ? 0 : await choosePort({ asked: options.port, usual: 7233, flag: '--port' })
+  const uiPort = temporal
+    ? 0
+    : await choosePort({ asked: options.uiPort, usual: 8233, flag: '--ui-port' })
+  const simulatorPort = models.length
+    ? await choosePort({ asked: options.simulatorPort, usual: 8280, flag: '--simulator-port' })
+    : 0
+  const info: StackInfo = {
+    v: 1,
+    owner: markOf(process.pid),
+    startedAt: new Date().toISOString(),
+    address: temporal?.address ?? `127.0.0.1:${port}`,
+    namespace: temporal?.namespace ?? 'default',
+    ui: temporal ? '' : `http://127.0.0.1:${uiPort}`,
+    simulator: simulatorPort ? `http://127.0.0.1:${simulatorPort}/v1` : '',
+    processes: {},
+  }
+  writeStack(home, info)
+  const children = createChildren(options, info)
+  // Found before anything is started, so that nothing has to be stopped when it is missing.
+  const server = temporal ? [] : findTemporal({ path: options.env.PATH, root: packageRoot })
+  try {
+    if (typeof server === 'string') {
+      const file = join(home, 'temporal.db')
+      children.add('temporal', temporalCommand(server, { port, uiPort, file }))
+    }
+    if (simulatorPort) {
+      const served = [...new Set(models)].join(',')
+      const flags = ['--with-parent', '--port', String(simulatorPort), '--models', served]
+      children.add('simulator', [...program('simulator'), ...flags])
+    }
+    for (const name of ['gpu', 'llm'] as const) children.add(name, workerCommand(name))
+    const bundle = await bundleWorkflows(join(home, 'cache'))
+    children.add('control', [...workerCommand('control'), '--bundle', bundle])
+  } catch (error) {
+    children.kill()
+    removeStack(home)
+    throw error
+  }
+  return { info, stop: children.stop, kill: children.kill }
+}
+
+function workerCommand(name: keyof typeof workerQueues): string[] {
+  return [...program('worker'), '--with-parent', '--queues', workerQueues[name].join(',')]
+}
+
+function createChildren({ home, env, onDeath }: StackOptions, info: StackInfo) {
+  const children: Child[] = []
+  const guards = new Map<string, () => void>()
+  let isOver = false
+  const childEnv = {
+    ...env,
+    FSPO_HOME: home,
+    TEMPORAL_ADDRESS: info.address,
+    TEMPORAL_NAMESPACE: info.namespace,
+    FSPO_SIMULATOR: info.simulator,
+  }
+
+  function record(name: string, pid: number | undefined) {
+    if (pid === undefined) delete info.processes[name]
+    else info.processes[name] = markOf(pid)
+    if (!isOver) writeStack(home, info)
+    guards.get(name)?.()
+    if (pid !== undefined && name === 'temporal') guards.set(name, guard(pid))
+  }
+
+  function add(name: string, command: string[]) {
+    children.push(
+      keepChild({
+        name,
+        command,
+        env: childEnv,
+        logFile: join(home, 'logs', `${name}.log`),
+        onChange: (pid) => record(name, pid),
+        onDeath: (reason) => onDeath?.(name, reason),
+      }),
+    )
+  }
+
+  async function stop(): Promise<void> {
+    const isWorker = ({ name }: Child) => name in workerQueues
+    await Promise.all(children.filter(isWorker).map((child) => child.stop(graceMs)))
+    for (const name of ['simulator', 'temporal']) {
+      await children.find((child) => child.name === name)?.stop(10_000)
+    }
+    removeStack(home)
+  }
+
+  function kill() {
+    isOver = true
+    for (const child of children) child.kill()
+    removeStack(home)
+  }
+
+  return { add, stop, kill }
+}
+
+/** Ends the process when this one is gone: Temporal does not watch its stdin, so a shell does. */
+function guard(pid: number): () => void {
+  const shell = spawn('sh', ['-c', `cat >/dev/null; kill ${pid} 2>/dev/null`], {
+    detached: true,
+    stdio: ['pipe', 'ignore', 'ignore'],
+  })
+  shell.stdin.on('error', () => {})
+  shell.on('error', () => {})
+  return () => void shell.kill('SIGKILL')
+}

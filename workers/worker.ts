@@ -1,0 +1,191 @@
+import { fileURLToPath } from 'node:url'
+import { parseArgs } from 'node:util'
+
+import {
+  DefaultLogger,
+  NativeConnection,
+  Runtime,
+  Worker,
+  type LogEntry,
+  type NativeConnectionOptions,
+} from '@temporalio/worker'
+import { pino, type Logger } from 'pino'
+
+import { createActivities, type Activities } from '../activities/index.ts'
+import { FspoError } from '../infra/errors.ts'
+import { workflowsPath } from './bundle.ts'
+import { createDependencies, findTarget, readEnvironment } from './deps.ts'
+import type { TemporalTarget } from './temporal.ts'
+
+export const queueNames = ['fspo', 'fspo-io', 'fspo-llm', 'fspo-gpu'] as const
+export type QueueName = (typeof queueNames)[number]
+
+export interface WorkerSettings {
+  queues: QueueName[]
+  target: TemporalTarget
+  activities: Activities
+  /** The workflows as one file; without it they are bundled at the start. */
+  bundle?: string | undefined
+  logger: Logger
+  /** Abort: hand back what is in hand and stop. */
+  signal: AbortSignal
+}
+
+/** Activities at a time. A shard has a concurrency of its own, so these are shards; the GPU has one job. */
+const slots: Record<QueueName, number> = { fspo: 1, 'fspo-io': 20, 'fspo-llm': 50, 'fspo-gpu': 1 }
+const connectPatienceMs = 60_000
+
+/**
+ * Serves task queues until the signal, one Temporal worker each in this process.
+ * @throws FspoError 'TemporalUnreachable' when the server does not appear within a minute
+ */
+export async function runWorker(settings: WorkerSettings): Promise<void> {
+  const { queues, signal, logger } = settings
+  installRuntime(logger)
+  const connection = await connect(settings)
+  if (!connection) return
+  try {
+    const workers = await Promise.all(
+      queues.map((queue) => createWorker(queue, connection, settings)),
+    )
+    const stop = () => {
+      for (const worker of workers) if (worker.getState() === 'RUNNING') worker.shutdown()
+    }
+    signal.addEventListener('abort', stop, { once: true })
+    const runs = workers.map((worker) => worker.run())
+    if (signal.aborted) stop()
+    logger.info({ queues, pid: process.pid }, 'worker ready')
+    // If one ends, the others must not go on without it.
+    await Promise.race(runs).finally(stop)
+    await Promise.all(runs)
+  } finally {
+    await connection.close()
+  }
+}
+
+function createWorker(
+  queue: QueueName,
+  connection: NativeConnection,
+  { target, activities, bundle }: WorkerSettings,
+): Promise<Worker> {
+  const workflows = bundle ? { workflowBundle: { codePath: bundle } } : { workflowsPath }
+  return Worker.create({
+    connection,
+    namespace: target.namespace,
+    taskQueue: queue,
+    // A shard resumes from its cursor and an engine from its checkpoint: waiting for them gains nothing.
+    shutdownGraceTime: 0,
+    shutdownForceTime: '40s',
+    ...(queue === 'fspo'
+      ? { ...workflows, maxCachedWorkflows: 200, stickyQueueScheduleToStartTimeout: '3s' }
+      : {
+          activities,
+          maxConcurrentActivityTaskExecutions: slots[queue],
+          maxHeartbeatThrottleInterval: '1s', // a person watches
+          defaultHeartbeatThrottleInterval: '1s',
+        }),
+  })
+}
+
+async function connect({
+  target: { connectionOptions },
+  signal,
+}: WorkerSettings): Promise<NativeConnection | undefined> {
+  const until = Date.now() + connectPatienceMs
+  while (!signal.aborted) {
+    try {
+      return await NativeConnection.connect(nativeOptions(connectionOptions))
+    } catch (cause) {
+      if (Date.now() < until) {
+        await new Promise((resolve) => setTimeout(resolve, 100))
+        continue
+      }
+      const { address } = connectionOptions
+      throw new FspoError(
+        'TemporalUnreachable',
+        `Temporal at ${address} does not answer: start it`,
+        {
+          cause,
+        },
+      )
+    }
+  }
+  return undefined
+}
+
+/** The same settings as the client's, in the words of the native connection. */
+function nativeOptions(options: TemporalTarget['connectionOptions']): NativeConnectionOptions {
+  const { address, tls, apiKey, metadata } = options
+  return {
+    ...(address !== undefined && { address }),
+    ...(tls !== undefined && { tls }),
+    ...(typeof apiKey === 'string' && { apiKey }),
+    ...(metadata !== undefined && {
+      metadata: Object.fromEntries(Object.entries(metadata).map(([k, v]) => [k, String(v)])),
+    }),
+  }
+}
+
+function installRuntime(logger: Logger) {
+  const write = ({ level, message, meta }: LogEntry) => {
+    const fields = { ...meta }
+    if (level === 'ERROR') logger.error(fields, message)
+    else if (level === 'WARN') logger.warn(fields, message)
+    else logger.info(fields, message)
+  }
+  Runtime.install({
+    logger: new DefaultLogger('INFO', write),
+    shutdownSignals: [], // this program's own
+    telemetryOptions: { logging: { filter: { core: 'WARN', other: 'ERROR' }, forward: {} } },
+  })
+}
+
+function readQueues(text: string): QueueName[] {
+  return text.split(',').map((name) => {
+    const known = queueNames.find((queue) => queue === name.trim())
+    if (known) return known
+    throw new FspoError('Config', `unknown queue '${name}': use some of ${queueNames.join(',')}`)
+  })
+}
+
+/** `fspo worker`, and each worker of the stack. */
+export async function main(args: string[]): Promise<void> {
+  const { values } = parseArgs({
+    args,
+    options: {
+      queues: { type: 'string', default: queueNames.join(',') },
+      bundle: { type: 'string' },
+      'with-parent': { type: 'boolean', default: false }, // ends when its stdin ends
+    },
+  })
+  const environment = readEnvironment()
+  const target = findTarget(environment)
+  if (!target) {
+    throw new FspoError(
+      'TemporalUnreachable',
+      'no Temporal server is known: start `fspo up` or set TEMPORAL_ADDRESS',
+    )
+  }
+  const stop = new AbortController()
+  const end = () => stop.abort()
+  process.on('SIGTERM', end).on('SIGINT', end)
+  if (values['with-parent']) process.stdin.once('end', end).once('error', end).resume()
+  await runWorker({
+    queues: readQueues(values.queues),
+    target,
+    bundle: values.bundle,
+    signal: stop.signal,
+    activities: createActivities(createDependencies(environment)),
+    logger: pino({ level: 'info' }),
+  })
+}
+
+if (process.argv[1] === fileURLToPath(import.meta.url)) {
+  main(process.argv.slice(2)).then(
+    () => process.exit(0), // sockets of the LLM pool may still be open
+    (error: unknown) => {
+      console.error(error instanceof FspoError ? error.message : error)
+      process.exit(1)
+    },
+  )
+}

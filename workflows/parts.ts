@@ -1,0 +1,99 @@
+import {
+  CancelledFailure,
+  condition,
+  getExternalWorkflowHandle,
+  isCancellation,
+  setHandler,
+  startChild,
+  workflowInfo,
+  type ChildWorkflowHandle,
+} from '@temporalio/workflow'
+
+import type { StageName } from '../activities/stage.ts'
+import { identity } from './attributes.ts'
+import { causeOf } from './failures.ts'
+import {
+  isReadable,
+  isSettled,
+  pausedSignal,
+  stageChangedSignal,
+  waitingStage,
+  type PartInput,
+  type PlannedStage,
+  type StageProgress,
+  type StageState,
+} from './messages.ts'
+import { stage } from './stage.ts'
+
+/** Personas to episodes: the data. */
+export async function generate(input: PartInput): Promise<StageProgress[]> {
+  return runStages(input)
+}
+
+/** Base model, Pref-FT, pooled IPO, FSPO: the models. */
+export async function train(input: PartInput): Promise<StageProgress[]> {
+  return runStages(input)
+}
+
+/** Samples, scores, verdicts: the proof. */
+export async function evaluate(input: PartInput): Promise<StageProgress[]> {
+  return runStages(input)
+}
+
+/** Runs each stage as a child as soon as the stages it reads are sealed; skips it when one of them failed. */
+async function runStages(input: PartInput): Promise<StageProgress[]> {
+  const states = new Map<StageName, StageState>()
+  const children = new Set<ChildWorkflowHandle<typeof stage>>()
+  const pipeline = getExternalWorkflowHandle(workflowInfo().parent!.workflowId)
+  let paused = false
+  setHandler(stageChangedSignal, (other) => void states.set(other.stage, other.state))
+  setHandler(pausedSignal, async (value) => {
+    paused = value
+    await Promise.allSettled([...children].map((child) => child.signal(pausedSignal, value)))
+  })
+
+  async function change(progress: StageProgress): Promise<StageProgress> {
+    states.set(progress.stage, progress.state)
+    await pipeline.signal(stageChangedSignal, progress)
+    return progress
+  }
+
+  async function runOne({ stage: name, reads }: PlannedStage): Promise<StageProgress> {
+    const waiting = waitingStage(name)
+    const isBlocked = () => reads.some((read) => isLost(states.get(read)))
+    await condition(
+      () => isBlocked() || (!paused && reads.every((read) => isReadable(states.get(read)))),
+    )
+    if (isBlocked()) return change({ ...waiting, state: 'skipped' })
+    const identified = { run: input.run, domain: input.domain, stage: name }
+    const child = await startChild(stage, {
+      workflowId: `fspo/${input.run}/${name}/p000`,
+      args: [{ v: 1, ...identified }],
+      typedSearchAttributes: identity(identified),
+      staticSummary: `${name} of ${input.run}`,
+    })
+    children.add(child)
+    try {
+      if (paused) await child.signal(pausedSignal, true) // paused while the child was starting
+      await change({ ...waiting, state: 'running' })
+      return await change(await child.result())
+    } catch (error) {
+      if (isCancellation(error)) throw error
+      return await change({ ...waiting, state: 'failed', error: causeOf(error) })
+    } finally {
+      children.delete(child)
+    }
+  }
+
+  const settled = await Promise.allSettled(input.stages.map(runOne))
+  return settled.map((one) => {
+    if (one.status === 'fulfilled') return one.value
+    throw isCancellation(one.reason)
+      ? new CancelledFailure(`${input.part} was cancelled`)
+      : one.reason
+  })
+}
+
+function isLost(state: StageState | undefined): boolean {
+  return state !== undefined && isSettled(state) && !isReadable(state)
+}

@@ -1,0 +1,70 @@
+import { CancelledFailure, condition, isCancellation } from '@temporalio/workflow'
+
+import type { ShardSummary } from '../activities/index.ts'
+import { causeOf, finalFailure } from './failures.ts'
+import { engines, shards } from './policies.ts'
+import type { StageRun } from './stage.ts'
+
+/** 600 shards of 6 events stay under the 4,096 at which the server asks for a new history. */
+export const maxShards = 600
+
+/** Runs the missing shards, `plan.window` at a time; all of them settle, whatever becomes of their siblings. */
+export async function runShards(stageRun: StageRun): Promise<void> {
+  const { input, plan, isPaused } = stageRun
+  const failures: string[] = []
+  const settled: Promise<void>[] = []
+  // A few bad shards are worth finishing the rest for; many mean that the rest is bad too.
+  const tooMany = Math.max(3, plan.shards / 100)
+  let inFlight = 0
+  let isCancelled = false
+
+  async function runOne(shard: number): Promise<void> {
+    try {
+      count(stageRun, await startShard(stageRun, shard))
+    } catch (error) {
+      isCancelled ||= isCancellation(error)
+      failures.push(`shard ${shard}: ${causeOf(error)}`)
+    } finally {
+      inFlight--
+    }
+  }
+
+  try {
+    for (const shard of plan.missing) {
+      await condition(() => !isPaused() && inFlight < plan.window)
+      if (failures.length > tooMany) break
+      inFlight++
+      settled.push(runOne(shard))
+    }
+  } finally {
+    await Promise.all(settled)
+  }
+  if (isCancelled) throw new CancelledFailure(`stage ${input.stage} was cancelled`)
+  if (failures.length > 0) {
+    const others = failures.length > 1 ? ` (and ${failures.length - 1} more shards)` : ''
+    throw finalFailure('StageFailed', `stage ${input.stage}, ${failures[0]}${others}`)
+  }
+}
+
+function startShard({ input, plan }: StageRun, shard: number): Promise<ShardSummary> {
+  const { run, stage } = input
+  const { key, queue: taskQueue, shardItems } = plan
+  const activityId = `shard-${String(shard).padStart(5, '0')}`
+  if (plan.kind === 'engine') {
+    const options = { activityId, taskQueue, summary: stage }
+    return engines.runEngine.executeWithOptions(options, [{ run, stage, key }])
+  }
+  const options = { activityId, taskQueue, summary: `${stage} from item ${shard * shardItems}` }
+  return shards.runItems.executeWithOptions(options, [{ run, stage, key, shard }])
+}
+
+function count({ progress, publish }: StageRun, summary: ShardSummary) {
+  const tenthsBefore = Math.floor((10 * progress.shardsDone) / progress.shards)
+  progress.shardsDone++
+  progress.itemsDone += summary.items
+  progress.rejects += summary.rejects
+  progress.costUsd += summary.costUsd
+  // Each publication is an event; ten of them are within the history's budget from 60 shards on.
+  const tenths = Math.floor((10 * progress.shardsDone) / progress.shards)
+  if (progress.shards >= maxShards / 10 && tenths > tenthsBefore) publish()
+}
