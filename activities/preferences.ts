@@ -1,15 +1,18 @@
 import { measureVersion } from './domains/reviews.ts'
-import { allocatePairs, pairsVersion } from './pairs.ts'
+import { allocatePairs, measureOf, pairsVersion } from './pairs.ts'
 import type { Pair } from './pairs.ts'
 import { preferencePrompt, promptVersions } from './prompts.ts'
 import { preferenceSchema } from './records.ts'
-import type { Persona, Preference, Question, Refinement, Response } from './records.ts'
+import type { Effort, Persona, Preference, Question, Refinement, Response } from './records.ts'
 import { ask, effortOf, readChoice } from './replies.ts'
+import { programJudge } from './spec.ts'
 import type { ItemContext, ItemStage } from './stage.ts'
+import { measurableUser, prefers } from './users.ts'
 
 /** One pair to label as one user, described by the refined persona. */
 export interface PreferenceItem {
   user: string
+  person: number // the persona's index
   split: Persona['split']
   description: string
   pair: Pair
@@ -38,22 +41,21 @@ export const preferences: ItemStage<PreferenceItem, Preference> = {
     const { panels, ...others } = allocatePairs(spec, { questions, responses })
     const indexOf = new Map(people.map(({ id, index }) => [id, index]))
     return refined.flatMap(({ persona, split, text }) => {
-      const panel = Math.floor(indexOf.get(persona)! / spec.preferences.panel)
+      const person = indexOf.get(persona)!
+      const panel = Math.floor(person / spec.preferences.panel)
       const pairs =
         split === 'train'
           ? [...panels[panel]!, ...others.trainUnseen]
           : [...others.unseen, ...others.unseenSeen]
-      return pairs.map((pair) => ({ user: persona, split, description: text, pair }))
+      return pairs.map((pair) => ({ user: persona, person, split, description: text, pair }))
     })
   },
-  async process({ user, split, description, pair }, context) {
+  async process(item, context) {
+    const { user, split, pair } = item
     const { question, first, second } = pair
-    const shown = { description, prompt: question.text, m: first.text, M: second.text }
-    const flipped = { ...shown, m: second.text, M: first.text }
-    const there = await judge(context, 'first', shown)
-    const back = await judge(context, 'second', flipped)
-    const labelFirst = there.value === 'm' ? 'first' : 'second'
-    const labelSecond = back.value === 'm' ? 'second' : 'first'
+    const isProgram = context.spec.preferences.judge === programJudge
+    const label = isProgram ? await labelByTaste(item, context) : await labelByModel(item, context)
+    const { labelFirst, labelSecond, effort } = label
     const consistent = labelFirst === labelSecond
     const [chosen, rejected] = labelFirst === 'first' ? [first, second] : [second, first]
     return {
@@ -73,9 +75,44 @@ export const preferences: ItemStage<PreferenceItem, Preference> = {
       consistent,
       chosen: consistent ? chosen.text : '',
       rejected: consistent ? rejected.text : '',
-      ...effortOf([...there.replies, ...back.replies]),
+      ...effort,
     }
   },
+}
+
+interface Label {
+  labelFirst: 'first' | 'second'
+  labelSecond: 'first' | 'second'
+  effort: Effort
+}
+
+async function labelByModel(
+  { description, pair: { question, first, second } }: PreferenceItem,
+  context: ItemContext,
+): Promise<Label> {
+  const shown = { description, prompt: question.text, m: first.text, M: second.text }
+  const there = await judge(context, 'first', shown)
+  const back = await judge(context, 'second', { ...shown, m: second.text, M: first.text })
+  return {
+    labelFirst: there.value === 'm' ? 'first' : 'second',
+    labelSecond: back.value === 'm' ? 'second' : 'first',
+    effort: effortOf([...there.replies, ...back.replies]),
+  }
+}
+
+/** The measurable user's own choice; who likes both equally takes whichever comes first: inconsistent. */
+async function labelByTaste(
+  { person: index, split, pair: { first, second } }: PreferenceItem,
+  { spec, rows }: ItemContext,
+): Promise<Label> {
+  const properties = measureOf(await rows<Response>('responses'))
+  const user = measurableUser({ seed: spec.seed, index, split, spec })
+  const [a, b] = [properties(first.text), properties(second.text)]
+  return {
+    labelFirst: prefers(user, b, a) ? 'second' : 'first',
+    labelSecond: prefers(user, a, b) ? 'first' : 'second',
+    effort: { ...effortOf([]), model: programJudge },
+  }
 }
 
 function judge(

@@ -13,6 +13,9 @@ const phaseSchema = z.strictObject({
   warmupSteps: count.default(0),
 })
 
+/** The preferences' judge that is no model: the measurable users label for themselves. */
+export const programJudge = 'program'
+
 /** Everything that decides what a run's data and models are. Equal specs share stage keys, so data. */
 export const specSchema = z.strictObject({
   seed: count.default(0),
@@ -32,7 +35,7 @@ export const specSchema = z.strictObject({
   }),
   refinement: z.strictObject({ pairs: count, model: z.string() }), // pairs shown per persona; 0 turns it off
   preferences: z.strictObject({
-    judge: z.string(),
+    judge: z.string(), // alias that labels, or `programJudge`
     panel: positive, // training users who label the same pairs
     pairs: positive, // per training user, on seen questions
     unseenPairs: positive, // per unseen user, on unseen questions, the same for all of them
