@@ -3,6 +3,7 @@ import { z } from 'zod'
 import { defaultOperations, presets } from '../activities/presets.ts'
 import {
   operationsSchema,
+  programJudge,
   runConfigSchema,
   specSchema,
   type RunConfig,
@@ -70,7 +71,7 @@ export function aliasesOf(spec: Spec, parts: readonly Part[]): string[] {
     spec.questions.model,
     ...spec.responses.models,
     ...(spec.refinement.pairs > 0 ? [spec.refinement.model] : []),
-    spec.preferences.judge,
+    ...(spec.preferences.judge === programJudge ? [] : [spec.preferences.judge]),
   ]
   return [
     ...new Set([
