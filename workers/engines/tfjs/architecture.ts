@@ -1,0 +1,75 @@
+import { createRandom } from '../../../infra/random.ts'
+import type { RotationTable } from './kernels.ts'
+
+/** A Llama decoder as Hugging Face defines it: RMSNorm, RoPE, SwiGLU, tied embeddings, no biases. */
+export interface LlamaConfig {
+  layers: number
+  width: number
+  heads: number
+  hidden: number
+  vocabulary: number
+  context: number
+  ropeTheta: number
+  epsilon: number
+}
+
+/** Names and shapes of the parameters, in the order of the flat vector. Norms of layers scale rows. */
+export function parameterShapes(config: LlamaConfig): { name: string; shape: number[] }[] {
+  const { layers, width, hidden, vocabulary } = config
+  const perLayer = [
+    { name: 'norm1', shape: [width, 1] },
+    { name: 'qkv', shape: [width, 3 * width] },
+    { name: 'output', shape: [width, width] },
+    { name: 'norm2', shape: [width, 1] },
+    { name: 'gate', shape: [width, hidden] },
+    { name: 'up', shape: [width, hidden] },
+    { name: 'down', shape: [hidden, width] },
+  ]
+  return [
+    { name: 'embed', shape: [vocabulary, width] },
+    ...Array.from({ length: layers }, (_, i) =>
+      perLayer.map(({ name, shape }) => ({ name: `${i}.${name}`, shape })),
+    ).flat(),
+    { name: 'norm', shape: [1, width] },
+  ]
+}
+
+/** Number of parameters. */
+export function parameterCount(config: LlamaConfig): number {
+  return parameterShapes(config).reduce((sum, { shape }) => sum + shape[0]! * shape[1]!, 0)
+}
+
+/** Normal weights of deviation 0.02 (residual outputs scaled down by depth), norms 1. */
+export function initialWeights(config: LlamaConfig, seed: number): Float32Array {
+  const random = createRandom(seed)
+  const weights = new Float32Array(parameterCount(config))
+  let at = 0
+  for (const { name, shape } of parameterShapes(config)) {
+    const isResidual = name.endsWith('output') || name.endsWith('down')
+    const deviation = isResidual ? 0.02 / Math.sqrt(2 * config.layers) : 0.02
+    const isNorm = name.includes('norm')
+    const end = at + shape[0]! * shape[1]!
+    while (at < end) weights[at++] = isNorm ? 1 : deviation * random.normal()
+  }
+  return weights
+}
+
+/** cos and sin of position * theta^(-2i/size), for q (with the attention's scale), k, and v (not turned). */
+export function rotationTable({ context, width, heads, ropeTheta }: LlamaConfig): RotationTable {
+  const size = width / heads
+  const half = size / 2
+  const pairs = (3 * width) / 2
+  const cosine = new Float32Array(context * pairs)
+  const sine = new Float32Array(context * pairs)
+  const scales = [1 / Math.sqrt(size), 1]
+  for (let position = 0; position < context; position++) {
+    for (let pair = 0; pair < pairs; pair++) {
+      const part = Math.floor(pair / (heads * half))
+      const angle = part === 2 ? 0 : position * ropeTheta ** (-(pair % half) / half)
+      const scale = scales[part] ?? 1
+      cosine[position * pairs + pair] = scale * Math.cos(angle)
+      sine[position * pairs + pair] = scale * Math.sin(angle)
+    }
+  }
+  return { pairs, cosine, sine, tensors: [] }
+}

@@ -1,0 +1,158 @@
+import { existsSync } from 'node:fs'
+import { mkdir, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+
+import { z } from 'zod'
+
+import { FspoError } from '../../../infra/errors.ts'
+import { sha256 } from '../../../infra/hash.ts'
+import type { LlamaConfig } from './architecture.ts'
+import { configFiles, configOf, fromHub, toHub } from './hub.ts'
+import { decodeSafetensors, encodeSafetensors, type NamedTensor } from './safetensors.ts'
+import { openTokenizer, type Tokenizer } from './tokenizer.ts'
+
+/** A model as the engine holds it. */
+export interface Checkpoint {
+  config: LlamaConfig
+  weights: Float32Array
+  tokenizer: Tokenizer
+}
+
+/** What training needs beside the model to go on. */
+export interface Progress {
+  step: number
+  first: Float32Array // Adam's moments
+  second: Float32Array
+}
+
+const manifestSchema = z.object({
+  v: z.literal(1),
+  step: z.int().nonnegative(),
+  recipe: z.string(), // hash of the spec that made it
+  files: z.array(
+    z.object({ name: z.string(), bytes: z.int().nonnegative(), sha256: z.string() }),
+  ),
+})
+type Manifest = z.infer<typeof manifestSchema>
+
+/** Writes a checkpoint folder whole or not at all, replacing what was there. Its manifest comes last. */
+export async function saveCheckpoint(
+  folder: string,
+  checkpoint: Checkpoint,
+  { recipe, step, progress }: { recipe: string; step: number; progress?: Progress },
+): Promise<void> {
+  const files: Record<string, string | Uint8Array> = {
+    ...configFiles(checkpoint.config, checkpoint.tokenizer.endId),
+    ...checkpoint.tokenizer.files,
+    'model.safetensors': encodeSafetensors(toHub(checkpoint.config, checkpoint.weights)),
+  }
+  if (progress) files['optimizer.safetensors'] = encodeSafetensors(momentTensors(progress))
+  const manifest: Manifest = {
+    v: 1,
+    step,
+    recipe,
+    files: Object.entries(files).map(([name, content]) => ({
+      name,
+      bytes: Buffer.byteLength(content),
+      sha256: sha256(content),
+    })),
+  }
+  const temporary = `${folder}.tmp-${process.pid}`
+  await rm(temporary, { recursive: true, force: true })
+  await mkdir(temporary, { recursive: true })
+  for (const [name, content] of Object.entries(files)) await writeFile(join(temporary, name), content)
+  await writeFile(join(temporary, 'manifest.json'), JSON.stringify(manifest, null, 2))
+  await rm(folder, { recursive: true, force: true })
+  await rename(temporary, folder)
+}
+
+/**
+ * Reads and verifies a checkpoint folder. A folder without manifest (a model from elsewhere) is not hashed.
+ * @throws FspoError 'MissingFile' when there is no folder, 'CorruptCheckpoint' naming file or tensor
+ */
+export async function loadCheckpoint(folder: string): Promise<Checkpoint> {
+  if (!existsSync(folder)) {
+    throw new FspoError('MissingFile', `No checkpoint at ${folder}: train the stage that makes it`)
+  }
+  const manifest = await readManifest(folder)
+  const read = (name: string) => readVerified(folder, name, manifest)
+  const config = configOf(await readText(read('config.json')), join(folder, 'config.json'))
+  const path = join(folder, 'model.safetensors')
+  const tensors = decodeSafetensors(await read('model.safetensors'), path)
+  return {
+    config,
+    weights: fromHub(config, tensors, path),
+    tokenizer: openTokenizer({
+      'tokenizer.json': await readText(read('tokenizer.json')),
+      'tokenizer_config.json': await readText(read('tokenizer_config.json')),
+    }),
+  }
+}
+
+/** The manifest's step and recipe, undefined when the folder has none: it is not a finished checkpoint. */
+export async function describeFolder(
+  folder: string,
+): Promise<{ step: number; recipe: string } | undefined> {
+  return readManifest(folder)
+}
+
+/** Adam's moments of a resumable checkpoint. @throws FspoError 'CorruptCheckpoint' */
+export async function loadProgress(folder: string, count: number): Promise<Progress> {
+  const manifest = await readManifest(folder)
+  const path = join(folder, 'optimizer.safetensors')
+  const tensors = decodeSafetensors(await readVerified(folder, 'optimizer.safetensors', manifest), path)
+  const pick = (name: string) => {
+    const values = tensors.get(name)?.values
+    if (values?.length === count) return values
+    throw corrupt(`${path}: tensor ${name} is missing or has ${values?.length ?? 0} of ${count} values`)
+  }
+  return { step: manifest?.step ?? 0, first: pick('first'), second: pick('second') }
+}
+
+/** Folders of resumable checkpoints, newest first. */
+export async function resumableFolders(work: string): Promise<string[]> {
+  if (!existsSync(work)) return []
+  const names = (await readdir(work)).filter((name) => /^step-\d{6,}$/.test(name))
+  return names.sort((a, b) => Number(b.slice(5)) - Number(a.slice(5))).map((name) => join(work, name))
+}
+
+async function readManifest(folder: string): Promise<Manifest | undefined> {
+  const path = join(folder, 'manifest.json')
+  if (!existsSync(path)) return undefined
+  const text = await readFile(path, 'utf8')
+  try {
+    return manifestSchema.parse(JSON.parse(text))
+  } catch {
+    throw corrupt(`${path}: it is no checkpoint manifest`)
+  }
+}
+
+async function readVerified(
+  folder: string,
+  name: string,
+  manifest: Manifest | undefined,
+): Promise<Uint8Array> {
+  const path = join(folder, name)
+  if (!existsSync(path)) throw corrupt(`${path} is missing`)
+  const bytes = await readFile(path)
+  const entry = manifest?.files.find((file) => file.name === name)
+  if (manifest && entry?.sha256 !== sha256(bytes)) {
+    throw corrupt(`${path} (${bytes.length} bytes) is not what manifest.json says`)
+  }
+  return bytes
+}
+
+async function readText(bytes: Promise<Uint8Array>): Promise<string> {
+  return Buffer.from(await bytes).toString('utf8')
+}
+
+function momentTensors({ first, second }: Progress): NamedTensor[] {
+  return [
+    { name: 'first', shape: [first.length], values: first },
+    { name: 'second', shape: [second.length], values: second },
+  ]
+}
+
+function corrupt(what: string): FspoError {
+  return new FspoError('CorruptCheckpoint', `${what}: restore the checkpoint folder or train it again`)
+}

@@ -1,0 +1,74 @@
+import { z } from 'zod'
+
+import { FspoError } from '../../../infra/errors.ts'
+
+/** One tensor of 32-bit floats. */
+export interface NamedTensor {
+  name: string
+  shape: number[]
+  values: Float32Array
+}
+
+const entrySchema = z.object({
+  dtype: z.string(),
+  shape: z.array(z.int().nonnegative()),
+  data_offsets: z.tuple([z.int(), z.int()]),
+})
+
+/** A safetensors file: header length, JSON header padded to 8 bytes, raw data. */
+export function encodeSafetensors(tensors: NamedTensor[]): Uint8Array {
+  let offset = 0
+  const header: Record<string, unknown> = { __metadata__: { format: 'pt' } }
+  for (const { name, shape, values } of tensors) {
+    header[name] = { dtype: 'F32', shape, data_offsets: [offset, offset + values.byteLength] }
+    offset += values.byteLength
+  }
+  const json = JSON.stringify(header)
+  const head = Buffer.from(json.padEnd(Math.ceil(Buffer.byteLength(json) / 8) * 8, ' '))
+  const bytes = Buffer.alloc(8 + head.length + offset)
+  bytes.writeBigUInt64LE(BigInt(head.length))
+  head.copy(bytes, 8)
+  let at = 8 + head.length
+  for (const { values } of tensors) {
+    Buffer.from(values.buffer, values.byteOffset, values.byteLength).copy(bytes, at)
+    at += values.byteLength
+  }
+  return bytes
+}
+
+/** The tensors of a file by name. @throws FspoError 'CorruptCheckpoint' naming `path` */
+export function decodeSafetensors(bytes: Uint8Array, path: string): Map<string, NamedTensor> {
+  const corrupt = (what: string) =>
+    new FspoError('CorruptCheckpoint', `${path}: ${what}: restore the checkpoint folder`)
+  const buffer = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength)
+  const length = buffer.length < 8 ? Number.NaN : Number(buffer.readBigUInt64LE())
+  if (!(length <= buffer.length - 8)) throw corrupt(`${buffer.length} bytes are no safetensors file`)
+  const header = z
+    .record(z.string(), z.unknown())
+    .safeParse(parseJson(buffer.subarray(8, 8 + length).toString()))
+  if (!header.success) throw corrupt('its header is no JSON object')
+  const tensors = new Map<string, NamedTensor>()
+  for (const [name, value] of Object.entries(header.data)) {
+    if (name === '__metadata__') continue
+    const entry = entrySchema.safeParse(value)
+    if (!entry.success) throw corrupt(`tensor ${name} has no valid header`)
+    const { dtype, shape, data_offsets: [from, to] } = entry.data
+    if (dtype !== 'F32') throw corrupt(`tensor ${name} is ${dtype}, this engine reads F32 only`)
+    const size = shape.reduce((a, b) => a * b, 1)
+    if (to - from !== 4 * size || 8 + length + to > buffer.length) {
+      throw corrupt(`tensor ${name} has ${to - from} bytes for shape [${shape.join(', ')}]`)
+    }
+    const values = new Float32Array(size)
+    buffer.copy(Buffer.from(values.buffer), 0, 8 + length + from, 8 + length + to)
+    tensors.set(name, { name, shape, values })
+  }
+  return tensors
+}
+
+function parseJson(text: string): unknown {
+  try {
+    return JSON.parse(text)
+  } catch {
+    return undefined
+  }
+}

@@ -1,0 +1,231 @@
+import { existsSync } from 'node:fs'
+import { rm } from 'node:fs/promises'
+
+import type { TrainSpec } from '../../../activities/contract.ts'
+import { FspoError } from '../../../infra/errors.ts'
+import { canonicalJson, sha256 } from '../../../infra/hash.ts'
+import { initialWeights } from './architecture.ts'
+import {
+  describeFolder,
+  loadCheckpoint,
+  loadProgress,
+  resumableFolders,
+  saveCheckpoint,
+  type Checkpoint,
+  type Progress,
+} from './checkpoint.ts'
+import { chunkTrees, createOrder, loadDataset, readDocuments, type Dataset, type Unit } from './data.ts'
+import { emit, type Stop } from './events.ts'
+import type { Adam, Kernels } from './kernels.ts'
+import { createLlama } from './llama.ts'
+import { isPaired } from './objective.ts'
+import { evaluate, scoreTrees, scoringBudget, stepGradient, type Method } from './passes.ts'
+import { learnTokenizer } from './tokenizer.ts'
+import type { Tree } from './tree.ts'
+
+/** Returns whether training came to its end; false when it was stopped and can be resumed. */
+export async function train(
+  spec: TrainSpec,
+  { kernels, stop }: { kernels: Kernels; stop: Stop },
+): Promise<boolean> {
+  const recipe = recipeOf(spec)
+  if (existsSync(spec.out) && (await describeFolder(spec.out))?.recipe === recipe) return true
+  const { checkpoint, progress } = await start(spec, recipe)
+  const limits = { objective: spec.objective, maxTokens: spec.maxTokens, maxDroppedShare: spec.maxDroppedShare }
+  const data = await loadDataset(spec.data, checkpoint.tokenizer, limits)
+  const { rows, dropped, episodes, prefixTokensSaved } = data
+  emit({ event: 'data', rows, dropped, episodes, prefixTokensSaved })
+  const evalUnits =
+    spec.evalData.length > 0 ? (await loadDataset(spec.evalData, checkpoint.tokenizer, limits)).units : []
+  checkContext(spec, checkpoint)
+
+  const llama = createLlama(kernels, checkpoint.config)
+  const method: Method = {
+    kernels,
+    llama,
+    objective: spec.objective,
+    beta: spec.beta ?? 1,
+    shared: spec.shared,
+    references: new Map(),
+  }
+  if (!(await readReferences(spec, method, { units: [...data.units, ...evalUnits], stop }))) {
+    emit({ event: 'preempted', step: progress?.step ?? 0 })
+    return false
+  }
+  const adam = kernels.adam({ weights: checkpoint.weights, ...progress })
+  const run: Run = { spec, recipe, checkpoint, method, adam, data, evalUnits, stop }
+  return steps(run, progress?.step ?? 0)
+}
+
+interface Run {
+  spec: TrainSpec
+  recipe: string
+  checkpoint: Checkpoint
+  method: Method
+  adam: Adam
+  data: Dataset
+  evalUnits: Unit[]
+  stop: Stop
+}
+
+async function steps(run: Run, from: number): Promise<boolean> {
+  const { spec, data, stop } = run
+  const order = createOrder(data.units.length, spec)
+  if (run.evalUnits.length > 0 && from === 0) emitEval(run, 0)
+  for (let done = from; done < spec.steps; ) {
+    await stop.breathe()
+    if (stop.requested) {
+      await saveProgress(run, done)
+      emit({ event: 'preempted', step: done })
+      return false
+    }
+    step(run, done, order(done).map((i) => data.units[i]!))
+    done++
+    if (run.evalUnits.length > 0 && (done % spec.evalEvery === 0 || done === spec.steps)) emitEval(run, done)
+    if (done % spec.saveEvery === 0 && done < spec.steps) await saveProgress(run, done)
+  }
+  await saveCheckpoint(spec.out, finished(run), { recipe: run.recipe, step: spec.steps })
+  await rm(`${spec.out}.work`, { recursive: true, force: true })
+  return true
+}
+
+/** One optimizer step, `done` steps being behind it. @throws FspoError 'NonFiniteLoss' */
+function step({ spec, method, adam, data }: Run, done: number, units: Unit[]) {
+  const startedAt = performance.now()
+  const weights = adam.weights()
+  const { loss, metrics, gradient } = stepGradient(method, weights, units)
+  weights.dispose()
+  const half = method.kernels.halfSquares(gradient)
+  const norm = Math.sqrt(2 * half.dataSync<'float32'>()[0]!)
+  half.dispose()
+  if (!Number.isFinite(loss) || !Number.isFinite(norm)) {
+    throw new FspoError(
+      'NonFiniteLoss',
+      `Step ${done + 1}: loss is ${loss}, gradient norm ${norm}: lower learningRate (${spec.learningRate}) or raise warmupSteps (${spec.warmupSteps})`,
+    )
+  }
+  const learningRate = learningRateAt(spec, done)
+  adam.apply(gradient, { step: done + 1, learningRate, scale: norm > spec.clip ? spec.clip / norm : 1 })
+  gradient.dispose()
+  emit({
+    event: 'step',
+    step: done + 1,
+    totalSteps: spec.steps,
+    metrics: {
+      loss,
+      grad_norm: norm,
+      learning_rate: learningRate,
+      epoch: ((done + 1) * spec.batch) / data.units.length,
+      ...metrics,
+      step_time: (performance.now() - startedAt) / 1000,
+    },
+  })
+}
+
+/** Linear warm-up, then constant or half a cosine down to 0. */
+export function learningRateAt(
+  { learningRate, warmupSteps, schedule, steps: total }: Pick<TrainSpec, 'learningRate' | 'warmupSteps' | 'schedule' | 'steps'>,
+  done: number,
+): number {
+  if (done < warmupSteps) return (learningRate * (done + 1)) / warmupSteps
+  if (schedule === 'constant') return learningRate
+  const share = (done - warmupSteps) / Math.max(1, total - warmupSteps)
+  return (learningRate * (1 + Math.cos(Math.PI * share))) / 2
+}
+
+function emitEval({ method, adam, evalUnits }: Run, done: number) {
+  const weights = adam.weights()
+  const { loss, metrics } = evaluate(method, weights, evalUnits)
+  weights.dispose()
+  const named = Object.entries({ loss, ...metrics }).map(([name, value]) => [`eval_${name}`, value])
+  emit({ event: 'eval', step: done, metrics: Object.fromEntries(named) as Record<string, number> })
+}
+
+/** The newest complete checkpoint of this very spec, or the spec's start. */
+async function start(
+  spec: TrainSpec,
+  recipe: string,
+): Promise<{ checkpoint: Checkpoint; progress?: Progress }> {
+  const work = `${spec.out}.work`
+  for (const folder of await resumableFolders(work)) {
+    if ((await describeFolder(folder))?.recipe !== recipe) continue
+    const checkpoint = await loadCheckpoint(folder)
+    return { checkpoint, progress: await loadProgress(folder, checkpoint.weights.length) }
+  }
+  await rm(work, { recursive: true, force: true }) // of another spec
+  if ('checkpoint' in spec.init) return { checkpoint: await loadCheckpoint(spec.init.checkpoint) }
+  const { architecture, specialTokens } = spec.init
+  const config = { ...architecture, ropeTheta: 10_000, epsilon: 1e-5 }
+  if (config.width % (2 * config.heads) !== 0) {
+    throw new FspoError(
+      'BadSpec',
+      `width ${config.width} must be a multiple of twice the heads, ${2 * config.heads}, for RoPE`,
+    )
+  }
+  const size = config.vocabulary
+  const tokenizer = learnTokenizer(await readDocuments(spec.data), { size, specialTokens })
+  return { checkpoint: { config, tokenizer, weights: initialWeights(config, spec.seed) } }
+}
+
+/** Reference log-probs of all data, once, by the same path as the policy's. False when asked to stop. */
+async function readReferences(
+  spec: TrainSpec,
+  method: Method,
+  { units, stop }: { units: Unit[]; stop: Stop },
+): Promise<boolean> {
+  if (!isPaired(spec.objective)) return true
+  const { config, weights } = await loadCheckpoint(spec.reference!)
+  const reference = createLlama(method.kernels, config)
+  const tensor = method.kernels.upload(weights, [weights.length])
+  for (const trees of chunkTrees(units.flat(), scoringBudget)) {
+    const { logps } = scoreTrees({ ...method, llama: reference }, tensor, trees)
+    splitByTree(trees, logps).forEach((part, i) => method.references.set(trees[i]!, part))
+    await stop.breathe()
+    if (stop.requested) return false
+  }
+  tensor.dispose()
+  return true
+}
+
+function splitByTree(trees: Tree[], logps: Float64Array): Float64Array[] {
+  let at = 0
+  return trees.map(({ branches }) => {
+    const answers = branches.reduce((sum, branch) => sum + branch.answers.length, 0)
+    at += answers
+    return logps.slice(at - answers, at)
+  })
+}
+
+/** A resumable checkpoint; the two newest are kept. */
+async function saveProgress(run: Run, done: number) {
+  const { spec, recipe } = run
+  const path = `${spec.out}.work/step-${String(done).padStart(6, '0')}`
+  if ((await describeFolder(path))?.recipe !== recipe) {
+    const progress = { step: done, ...run.adam.moments() }
+    await saveCheckpoint(path, finished(run), { recipe, step: done, progress })
+  }
+  const old = (await resumableFolders(`${spec.out}.work`)).slice(2)
+  for (const folder of old) await rm(folder, { recursive: true, force: true })
+  emit({ event: 'ckpt', step: done, path })
+}
+
+function finished({ checkpoint, adam }: Run): Checkpoint {
+  const tensor = adam.weights()
+  const weights = Float32Array.from(tensor.dataSync<'float32'>())
+  tensor.dispose()
+  return { ...checkpoint, weights }
+}
+
+/** Everything that decides the result. Where it is written and how often it is saved does not. */
+function recipeOf(spec: TrainSpec): string {
+  const { out: _out, saveEvery: _saveEvery, ...recipe } = spec
+  return sha256(canonicalJson(recipe))
+}
+
+function checkContext(spec: TrainSpec, { config }: Checkpoint) {
+  if (spec.maxTokens <= config.context) return
+  throw new FspoError(
+    'BadSpec',
+    `maxTokens ${spec.maxTokens} is above the model's context ${config.context}: lower maxTokens`,
+  )
+}
