@@ -134,7 +134,13 @@ async function installPackages() {
     )
   // No package needs its install script; every one is either JavaScript or brings its binary.
   const kinds = ['--include=dev', '--include=optional', '--ignore-scripts']
-  const { code, output } = await run('npm', ['ci', ...kinds, '--no-audit', '--no-fund'])
+  // npm's own pauses add up to more than a minute without a network.
+  const retries = [
+    '--fetch-retries=4',
+    '--fetch-retry-mintimeout=1000',
+    '--fetch-retry-maxtimeout=5000',
+  ]
+  const { code, output } = await run('npm', ['ci', ...kinds, ...retries, '--no-audit', '--no-fund'])
   if (code === 0) return
   if (/EUSAGE/.test(output))
     throw failure('package-lock.json does not fit package.json: run npm install, then this again')
