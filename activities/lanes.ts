@@ -1,15 +1,8 @@
+import type { Clock } from '../infra/clock.ts'
 import { FspoError } from '../infra/errors.ts'
 import type { Journal } from '../infra/journal.ts'
 import type { Reject } from './records.ts'
 import { isHopeless, tooManyRejects } from './rejects.ts'
-
-/** Time as the lanes see it; tests bring their own. */
-export interface Clock {
-  /** Monotonic, in ms. */
-  now(): number
-  /** Resolves after so many ms, or as soon as the signal is aborted. */
-  sleep(ms: number, signal: AbortSignal): Promise<void>
-}
 
 /** Which try of which item is being made. */
 export interface Attempt {
@@ -118,7 +111,9 @@ export async function makeItems<Item, Row>(
   signal?.addEventListener('abort', abort)
   const ticking = tick(loop)
   await runLanes(loop)
-  Object.assign(loop, { isSweep: true, queue: [...loop.deferred.keys()], next: 0 })
+  loop.isSweep = true
+  loop.queue = [...loop.deferred.keys()]
+  loop.next = 0
   await runLanes(loop)
   signal?.removeEventListener('abort', abort)
   loop.halt.abort()

@@ -1,11 +1,12 @@
 import { z } from 'zod'
 
+import { systemClock, type Clock } from '../infra/clock.ts'
 import { FspoError } from '../infra/errors.ts'
 import { openJournal, type Journal } from '../infra/journal.ts'
 import { findManifest, summarySchema, type Summary } from '../infra/manifests.ts'
 import { sealShard } from '../infra/shards.ts'
 import type { Store } from '../infra/store.ts'
-import { makeItems, type Clock, type LaneOptions, type Track } from './lanes.ts'
+import { makeItems, type LaneOptions, type Track } from './lanes.ts'
 import { effortSchema, rejectSchema, type Reject } from './records.ts'
 import { isHopeless } from './rejects.ts'
 
@@ -43,7 +44,7 @@ const mostStalled = 20
  * wait over 10 s; 'Auth', 'ModelNotFound', 'Endpoint', 'StoreFull' and their like as they come; the signal's reason
  */
 export async function runShard<Item, Row>(options: ShardOptions<Item, Row>): Promise<Summary> {
-  const { store, prefix, schema, items, first, clock = realClock } = options
+  const { store, prefix, schema, items, first, clock = systemClock } = options
   const began = clock.now()
   const count = items.length
   const sealed = await findManifest(store, prefix)
@@ -136,19 +137,4 @@ function toHex(bits: Uint8Array): string {
     hex += (8 * a + 4 * b + 2 * c + d).toString(16)
   }
   return hex
-}
-
-const realClock: Clock = {
-  now: () => performance.now(),
-  sleep: (ms, signal) =>
-    new Promise((resolve) => {
-      if (signal.aborted) return resolve()
-      const end = () => {
-        clearTimeout(timer)
-        signal.removeEventListener('abort', end)
-        resolve()
-      }
-      const timer = setTimeout(end, ms)
-      signal.addEventListener('abort', end)
-    }),
 }

@@ -127,6 +127,25 @@ it('names damaged files and what to remove', () =>
     }
   }))
 
+it('notices a dead letter that was tampered with', () =>
+  inStore(async (store, root) => {
+    const rejects = new Map([[0, dead(0)]])
+    const source = { store, prefix, schema: rowSchema, first: 0, count: 3, seconds: 1 }
+    await sealShard({ ...source, rows: rowsOf(1, 2), rejects })
+    const [key] = await store.list(`${prefix}/rejects-`)
+    const path = join(root, key!)
+    await writeFile(path, (await readFile(path, 'utf8')).replace('Hm?', 'Hm!'))
+    await assert.rejects(readRejects(store, prefix, rejectSchema), { type: 'CorruptRejects' })
+  }))
+
+it('does not seal a stage whose shards overlap', () =>
+  inStore(async (store) => {
+    await seal(store, rowsOf(0, 10))
+    await seal(store, rowsOf(5, 10), 1)
+    const stage = sealStage({ store, folder, shards: 2, items: 20 })
+    await assert.rejects(stage, { type: 'Conservation', message: /0 to 10 in sequence.* 20/ })
+  }))
+
 it('seals a stage of whole, contiguous shards and reads it in order', () =>
   inStore(async (store) => {
     const stage = { store, folder, shards: 3, items: 25 }
