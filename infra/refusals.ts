@@ -142,7 +142,6 @@ export function connectionError(cause: unknown, target: Target): FspoError {
 function codeOf(cause: unknown): string {
   if (!(cause instanceof Error)) return ''
   if ('code' in cause && typeof cause.code === 'string') return cause.code
-  if (cause instanceof AggregateError) return codeOf(cause.errors[0])
   return cause.cause === undefined ? '' : codeOf(cause.cause) // stock fetch wraps it
 }
 

@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict'
+import { getEventListeners } from 'node:events'
 import type { IncomingMessage } from 'node:http'
 import { test } from 'node:test'
 
@@ -54,6 +55,11 @@ test('what is asked goes over the wire as it is, the key in its header only', as
       await withChat({ model: modelOf(`${url}/`) }, (chat) => chat(request()))
     },
   )
+  const given: typeof fetch = async (_, { headers } = {}) => {
+    seen.push({ body: '', headers: Object.fromEntries(new Headers(headers)) })
+    return Response.json(completion('fine'))
+  }
+  await withChat({ model: modelOf('http://x/v1'), fetch: given }, (chat) => chat(request()))
   delete process.env['OPENAI_API_KEY']
   delete process.env['OPENAI_ORG_ID']
   const { messages } = request()
@@ -134,7 +140,9 @@ test('two aliases of one model at one place share its limits', async () => {
 test('sockets are kept and used again, one per call in flight', async () => {
   await withSimulator({}, async ({ url, counts }) => {
     await withChat({ model: modelOf(url, { concurrency: 4 }) }, async (chat) => {
-      await Promise.all(Array.from({ length: 200 }, (_, seed) => chat(request({ seed }))))
+      const { signal } = new AbortController()
+      await Promise.all(Array.from({ length: 200 }, (_, seed) => chat(request({ seed, signal }))))
+      assert.equal(getEventListeners(signal, 'abort').length, 0) // nor does a signal gather listeners
     })
     assert.equal(counts().requests, 200)
     assert(counts().connections <= 4, `${counts().connections} connections`)
@@ -150,10 +158,12 @@ test('an aborted signal ends calls in flight and in the queue with its reason', 
       const note = ({ name }: Error) => warnings.push(name)
       process.on('warning', note)
       const calls = Array.from({ length: 40 }, () => chat(request({ signal: controller.signal })))
+      const start = performance.now()
       setTimeout(() => controller.abort(reason), 50)
       for (const result of await Promise.allSettled(calls)) {
         assert(result.status === 'rejected' && result.reason === reason)
       }
+      assert(performance.now() - start < 5000) // not the timeout's doing
       await new Promise(setImmediate)
       process.off('warning', note)
       assert.deepEqual(warnings, []) // 40 listeners on one signal are no leak

@@ -53,34 +53,28 @@ export function refuse(message: string, param: string | null, code: string | nul
 
 /** Cuts an answer to `limit` tokens; whole answers stay as they are. */
 export function limitTokens({ text, finishReason }: Answer, limit: number): Answer {
-  const end = tokenEnd(text, limit)
-  return end < text.length && countTokens(text.slice(end)) > 0
-    ? { text: text.slice(0, end), finishReason: 'length' }
-    : { text, finishReason }
+  const { end } = scan(text, limit)
+  if (end === text.length) return { text, finishReason }
+  return { text: text.slice(0, end).trimEnd(), finishReason: 'length' }
 }
 
-/** Tokens of a text: words and single punctuation marks, white space is free. */
+/** Tokens of a text: words and single punctuation marks; white space is free. */
 export function countTokens(text: string): number {
-  let count = 0
-  let isInWord = false
-  for (let index = 0; index < text.length; index++) {
-    const kind = kindOf(text.charCodeAt(index))
-    if (kind === 'mark' || (kind === 'word' && !isInWord)) count++
-    isInWord = kind === 'word'
-  }
-  return count
+  return scan(text, Infinity).count
 }
 
-function tokenEnd(text: string, limit: number): number {
+/** How many tokens come before the limit is passed, and where the first one too many begins. */
+function scan(text: string, limit: number): { count: number; end: number } {
   let count = 0
   let isInWord = false
   for (let index = 0; index < text.length; index++) {
     const kind = kindOf(text.charCodeAt(index))
-    if (kind === 'mark' || (kind === 'word' && !isInWord)) count++
-    if (count > limit) return index
+    const isStart = kind === 'mark' || (kind === 'word' && !isInWord)
+    if (isStart && count === limit) return { count, end: index }
+    if (isStart) count++
     isInWord = kind === 'word'
   }
-  return text.length
+  return { count, end: text.length }
 }
 
 function kindOf(code: number): 'space' | 'word' | 'mark' {
