@@ -5,7 +5,7 @@ import { documents } from '../activities/documents.ts'
 import { isReserved } from '../activities/pairs.ts'
 import { presets } from '../activities/presets.ts'
 import type { Episode } from '../activities/records.ts'
-import { specialTokens } from '../activities/render.ts'
+import { renderPrefix, renderQuery, specialTokens } from '../activities/render.ts'
 import { type Spec } from '../activities/spec.ts'
 import { isTrainedCombination, measurableUser } from '../activities/users.ts'
 import { type Chain, makeChain } from './chain.ts'
@@ -124,6 +124,37 @@ test('documents are seen questions and answers without any preference', () => {
   for (const text of answers) assert.ok(whole.includes(text))
   const unseen = chain.questions.filter(({ split }) => split === 'unseen')
   for (const { text } of unseen) assert.ok(!whole.includes(`\n${text}\n`), text)
+})
+
+test('the layout is the paper’s few-shot prompt', () => {
+  const shot = { prompt: 'review Alien.', chosen: 'it is good.', rejected: 'it is bad.' }
+  assert.equal(
+    renderPrefix([shot, shot]),
+    `# Example
+## Question
+review Alien.
+## Preferred Response
+it is good.
+## Dispreferred Response
+it is bad.
+
+# Example
+## Question
+review Alien.
+## Preferred Response
+it is good.
+## Dispreferred Response
+it is bad.
+
+# Task
+Given the examples above, write the response this person prefers.
+`,
+  )
+  assert.equal(renderPrefix([]), '')
+  assert.equal(
+    renderQuery('is Jaws worth it?'),
+    '## Question\nis Jaws worth it?\n## Preferred Response\n',
+  )
 })
 
 test('rendered text has no newline outside its headings, which are single tokens', () => {

@@ -95,6 +95,10 @@ test('every model of the ensemble writes for every steer', () => {
   const steers = new Set(chain.responses.map(({ steer }) => steer))
   assert.equal(steers.size, 12)
   assert.equal(pairs.size, 12 * spec.responses.models.length)
+  const { id } = chain.questions[0]!
+  const written = chain.responses.filter(({ question }) => question === id)
+  const twice = new Set(written.map(({ steer, model }) => `${model} ${steer}`))
+  assert.equal(twice.size, written.length)
 })
 
 test('5 to 15 % of the labels depend on the order, and the first slot is favoured', () => {
