@@ -72,7 +72,7 @@ export function createDependencies(environment: Environment): Dependencies {
   }
 
   function engine({ engine: name }: Operations): Engine<EngineEvent> {
-    const command = program(`engines/${name}/engine`)
+    const command = program(`engines/${name}/main`)
     const known =
       engines.get(name) ??
       createEngine({ command, events: engineEventSchema, env: environment.variables })

@@ -1,0 +1,118 @@
+import assert from 'node:assert/strict'
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { test } from 'node:test'
+import { fileURLToPath } from 'node:url'
+
+import { engineEventSchema, type EngineEvent } from '../activities/contract.ts'
+import { createEngine } from '../infra/engine.ts'
+import { isAlive, startOf } from '../infra/processes.ts'
+
+const script = fileURLToPath(new URL('scripted.ts', import.meta.url))
+const command = [process.execPath, '--import', import.meta.resolve('tsx'), script]
+
+/** An engine and a fresh folder; `until` resolves at the first event of a kind. */
+function prepare({ graceMs = 5_000 } = {}) {
+  const folder = mkdtempSync(join(tmpdir(), 'fspo-engine-'))
+  const out = join(folder, 'checkpoint')
+  const engine = createEngine({ command, events: engineEventSchema, graceMs })
+  const events: EngineEvent[] = []
+  const waiting = new Map<string, () => void>()
+  const onEvent = (event: EngineEvent) => {
+    events.push(event)
+    waiting.get(event.event)?.()
+  }
+  const until = (kind: string) => new Promise<void>((resolve) => waiting.set(kind, resolve))
+  const spec = { v: 1, command: 'train', out, steps: 5, seed: 1 }
+  return { engine, folder, out, events, onEvent, until, spec }
+}
+
+const marks = (folder: string) => JSON.parse(readFileSync(join(folder, 'pids.json'), 'utf8'))
+
+test('an engine runs to its done event, and its events arrive in order', async () => {
+  const { engine, folder, out, events, onEvent, spec } = prepare()
+  await engine.run(spec, { folder, onEvent })
+  assert.deepEqual(
+    events.map(({ event }) => event),
+    ['hello', 'step', 'step', 'step', 'step', 'step', 'done'],
+  )
+  assert.equal(JSON.parse(readFileSync(join(out, 'model.json'), 'utf8')).steps, 5)
+  assert.match(readFileSync(join(folder, 'stderr.log'), 'utf8'), /not an event: a line that is no/)
+})
+
+test('an error event becomes an FspoError of its class that is not retried', async () => {
+  const { engine, folder, spec } = prepare()
+  await assert.rejects(engine.run({ ...spec, beta: 13 }, { folder }), {
+    name: 'BadSpec',
+    message: 'beta is 13: choose another',
+    retryable: false,
+  })
+})
+
+test('an engine that dies is retryable, and goes on from its checkpoint', async () => {
+  const { engine, folder, out, events, onEvent, spec } = prepare()
+  writeFileSync(`${out}.crash`, '')
+  await assert.rejects(engine.run(spec, { folder, onEvent }), {
+    name: 'EngineExit',
+    retryable: true,
+    message: /ended with SIGKILL after 'step'; see .*stderr.log/,
+  })
+  events.length = 0
+  await engine.run(spec, { folder, onEvent })
+  const steps = events.flatMap((event) => (event.event === 'step' ? [event.step] : []))
+  assert.deepEqual(steps, [3, 4, 5])
+})
+
+test('an abort lets the engine save its checkpoint and rejects with the reason', async () => {
+  const { engine, folder, out, events, onEvent, until, spec } = prepare()
+  writeFileSync(`${out}.hold`, '')
+  const stop = new AbortController()
+  const running = engine.run(spec, { folder, onEvent, signal: stop.signal })
+  await until('step')
+  stop.abort(new Error('enough'))
+  await assert.rejects(running, { message: 'enough' })
+  assert.equal(events.at(-1)?.event, 'preempted')
+  assert.ok(existsSync(join(`${out}.work`, 'at')))
+  assert.ok(!marks(folder).some(isAlive))
+})
+
+test('an engine that does not hear SIGTERM is killed after the grace', async () => {
+  const { engine, folder, out, onEvent, until, spec } = prepare({ graceMs: 100 })
+  writeFileSync(`${out}.hold`, '')
+  writeFileSync(`${out}.deaf`, '')
+  const stop = new AbortController()
+  const running = engine.run(spec, { folder, onEvent, signal: stop.signal })
+  await until('step')
+  stop.abort(new Error('enough'))
+  await assert.rejects(running, { message: 'enough' })
+  assert.ok(!marks(folder).some(isAlive))
+})
+
+test('an engine left over in the folder is ended before another starts', async () => {
+  const { engine, folder, out, onEvent, until, spec } = prepare()
+  writeFileSync(`${out}.hold`, '')
+  const left = engine.run(spec, { folder, onEvent })
+  left.catch(() => {})
+  await until('step')
+  const [mark] = marks(folder)
+  assert.ok(isAlive(mark))
+  rmSync(`${out}.hold`)
+  await engine.run(spec, { folder })
+  assert.ok(!isAlive(mark))
+  assert.ok(existsSync(join(out, 'model.json')))
+})
+
+test('a program that does not exist is one clear error', async () => {
+  const engine = createEngine({ command: ['/no/such/engine'], events: engineEventSchema })
+  const { folder, spec } = prepare()
+  await assert.rejects(engine.run(spec, { folder }), {
+    name: 'EngineMissing',
+    message: /\/no\/such\/engine cannot be started/,
+  })
+})
+
+test('a reused process id is not taken for the process that had it', () => {
+  assert.ok(isAlive({ pid: process.pid, start: startOf(process.pid) }))
+  assert.ok(!isAlive({ pid: process.pid, start: '1' }))
+})
