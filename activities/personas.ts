@@ -5,7 +5,7 @@ import type { Persona } from './records.ts'
 import { ask, effortOf, readProse } from './replies.ts'
 import type { Spec } from './spec.ts'
 import type { ItemStage } from './stage.ts'
-import { measurableUser } from './users.ts'
+import { measurableUser, usersVersion } from './users.ts'
 
 /** A person to invent: words only, made from the signs of a measurable user's tastes. */
 export interface PersonaItem {
@@ -20,7 +20,11 @@ export const personas: ItemStage<PersonaItem, Persona> = {
   name: 'personas',
   queue: 'fspo-llm',
   reads: [],
-  content: (spec) => ({ users: spec.users, prompt: promptVersions.persona }),
+  content: (spec) => ({
+    users: spec.users,
+    version: usersVersion,
+    prompt: promptVersions.persona,
+  }),
   schema: personaSchema,
   async items({ spec }) {
     return Array.from({ length: spec.users.train + spec.users.unseen }, (_, index) =>

@@ -4,6 +4,9 @@ import { axes } from './domains/reviews.ts'
 import type { Properties } from './domains/reviews.ts'
 import type { Spec } from './spec.ts'
 
+/** Changes whenever a seed may give other users; part of stage keys. */
+export const usersVersion = 1
+
 /** A direction of taste per axis: -1, 0 or 1. */
 export type Signs = readonly [sentiment: number, length: number, hedging: number]
 

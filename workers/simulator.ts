@@ -5,7 +5,7 @@ import { parseArgs } from 'node:util'
 import { defaultOperations } from '../activities/presets.ts'
 import { FspoError } from '../infra/errors.ts'
 import { createFaults, parseRates, type FaultOptions } from './faults.ts'
-import { createMind, type Answer, type Question } from './mind.ts'
+import { createMind, defaultBiases, type Answer, type Question } from './mind.ts'
 import { currentCounts, serve, type Serving, type SimulatorCounts } from './serving.ts'
 
 export interface SimulatorOptions {
@@ -105,8 +105,8 @@ function readFlags() {
       port: { type: 'string', default: '0' },
       host: { type: 'string', default: '127.0.0.1' },
       models: { type: 'string', default: Object.keys(defaultOperations.models).join(',') },
-      'position-bias': { type: 'string', default: '0.3' }, // the judge's lean to what it is shown first
-      'error-rate': { type: 'string', default: '0.03' }, // the judge's flipped choices
+      'position-bias': { type: 'string', default: `${defaultBiases.positionBias}` }, // the judge's lean to what it is shown first
+      'error-rate': { type: 'string', default: `${defaultBiases.errorRate}` }, // the judge's flipped choices
       fault: { type: 'string', multiple: true, default: [] },
       'fault-seed': { type: 'string', default: '0' },
       'retry-after-ms': { type: 'string', default: '1000' },
