@@ -1,6 +1,7 @@
 import { wilson, type Bootstrap, type Interval } from '../infra/stats.ts'
-import { groupBy } from './groups.ts'
+import { wordsOf } from './domains/reviews.ts'
 import type { Figure, Report } from './findings.ts'
+import { groupBy } from './groups.ts'
 import {
   creditOf,
   differenceOf,
@@ -15,7 +16,7 @@ import { likesOf, type Score } from './scores.ts'
 import type { Spec } from './spec.ts'
 import { curveName, systemNames } from './systems.ts'
 import { userOf, type Truth } from './truth.ts'
-import { wordsOf } from './domains/reviews.ts'
+import { isTrainedCombination } from './users.ts'
 
 /**
  * Conflict sum in points: over all unordered pairs of unseen users who truly disagree on the same
@@ -72,15 +73,36 @@ export function shotCurve(scales: Scales, spec: Spec) {
   const counts = [...new Set([...spec.evaluation.shotCounts, spec.episodes.shots])]
   return counts
     .sort((a, b) => a - b)
-    .map((shots) => {
-      const system = curveName(shots, spec)
-      return {
-        shots,
-        winRate: measured(scales, { system, cell: headline, measure: 'winRate' }),
-        utility: measured(scales, { system, cell: headline, measure: 'utility' }),
-        accuracy: measured(scales, { system, cell: headline, measure: 'accuracy' }),
-      }
-    })
+    .map((shots) => ({ shots, ...fspoMeasures(scales, curveName(shots, spec)) }))
+}
+
+/** FSPO on unseen users whose combination of tastes no training user has (interpolated), and on the rest. */
+export function interpolation(
+  { evidence, bootstrap }: Scales,
+  { spec, personas }: { spec: Spec; personas: Persona[] },
+) {
+  const known = new Set(
+    personas
+      .filter((persona) => isTrainedCombination(userOf(spec, persona).combination))
+      .map(({ id }) => id),
+  )
+  const within = (isKnown: boolean) => {
+    const isThere = ({ user }: { user: string }) => known.has(user) === isKnown
+    const part = {
+      outcomes: evidence.outcomes.filter(isThere),
+      scores: evidence.scores.filter(isThere),
+    }
+    return fspoMeasures({ evidence: part, bootstrap }, systemNames.fspo)
+  }
+  return { interpolated: within(false), known: within(true) }
+}
+
+function fspoMeasures(scales: Scales, system: string) {
+  return {
+    winRate: measured(scales, { system, cell: headline, measure: 'winRate' }),
+    utility: measured(scales, { system, cell: headline, measure: 'utility' }),
+    accuracy: measured(scales, { system, cell: headline, measure: 'accuracy' }),
+  }
 }
 
 /** How much of the way from base to the oracle FSPO goes in true utility, in percent. */

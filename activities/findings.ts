@@ -81,6 +81,10 @@ export const reportSchema = z.strictObject({
       accuracy: contrastSchema,
     }),
     kCurve: z.array(z.strictObject({ shots: count, ...measuresShape })),
+    combinations: z.strictObject({
+      interpolated: z.strictObject(measuresShape), // unseen users of combinations nobody was trained on
+      known: z.strictObject(measuresShape), // unseen users of trained combinations
+    }),
     oracleGap: figureSchema,
   }),
   judge: z.strictObject({

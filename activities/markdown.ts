@@ -91,18 +91,21 @@ function pairedOf({ paired }: Report): string {
 }
 
 function controlsOf({ controls }: Report): string {
-  const { conflictSum, shuffledContext, kCurve, oracleGap } = controls
+  const { conflictSum, shuffledContext, kCurve, combinations, oracleGap } = controls
   const sums = Object.entries(conflictSum).map(([system, figure]) => [
     system,
     showInterval(figure),
     `${figure.n.users} / ${figure.n.items}`,
   ])
-  const curve = kCurve.map((point) => [
-    String(point.shots),
-    showInterval(point.winRate),
-    showInterval(point.utility, 2),
-    showInterval(point.accuracy),
-  ])
+  const line = (name: string, { winRate, utility, accuracy }: typeof combinations.known) => [
+    name,
+    showInterval(winRate),
+    showInterval(utility, 2),
+    showInterval(accuracy),
+    `${winRate.n.users} / ${winRate.n.items} / ${accuracy.n.items}`,
+  ]
+  const measures = ['win rate', 'true utility', 'accuracy', 'users / answers / pairs']
+  const curve = kCurve.map((point) => line(String(point.shots), point))
   const contexts = (['winRate', 'utility', 'accuracy'] as const).map((measure) => {
     const { own, other, none, otherMinusNone } = shuffledContext[measure]
     const digits = measure === 'utility' ? 2 : 1
@@ -128,7 +131,12 @@ ${markdownTable([['FSPO', 'own shots', "another's shots", 'no shots', "another's
 
 FSPO by number of shots:
 
-${markdownTable([['shots', 'win rate', 'true utility', 'accuracy'], ...curve])}
+${markdownTable([['shots', ...measures], ...curve])}
+
+FSPO on unseen users, by whether any training user has their combination of tastes (the paper's interpolated users \
+have combinations nobody was trained on):
+
+${markdownTable([['combination', ...measures], line('new', combinations.interpolated), line('known', combinations.known)])}
 
 FSPO goes ${showInterval(oracleGap)} per cent of the way from base to the oracle (best of several draws of base by \
 true utility) in true utility.`

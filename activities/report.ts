@@ -4,6 +4,7 @@ import { claimsOf } from './claims.ts'
 import {
   conflictSums,
   disagreement,
+  interpolation,
   judgeQuality,
   oracleGap,
   shotCurve,
@@ -61,6 +62,7 @@ function reportOf({ rows, ...input }: ReportInput): Report {
     conflictSum: conflictSums(scales),
     shuffledContext: shuffledContext(scales, spec),
     kCurve: shotCurve(scales, spec),
+    combinations: interpolation(scales, { spec, ...rows }),
     oracleGap: oracleGap(scales),
   }
   return reportSchema.parse({

@@ -4,6 +4,7 @@ import { cells, isHeadline, type Cell } from './plan.ts'
 import { paperReviews } from './paper.ts'
 
 type Row = Report['table'][number]
+type Measures = Report['controls']['combinations']['known']
 
 /** The report for a terminal: the headline cell first, no line over 100 columns. */
 export function renderTable(report: Report): string {
@@ -71,38 +72,44 @@ function controlsOf({ paired, controls }: Report): string[] {
     return row ? showDifference(row.difference, measure === 'utility' ? 2 : 1) : '-'
   }
   const others = [...new Set(paired.map(({ b }) => b))]
-  const { shuffledContext, kCurve } = controls
+  const { shuffledContext, kCurve, combinations } = controls
   const differences = others.map((b) => [
     `- ${b}`,
     of(b, 'winRate'),
     of(b, 'utility'),
     of(b, 'accuracy'),
   ])
-  const curve = kCurve.map((point) => [
-    `${point.shots} shots`,
-    showInterval(point.winRate),
-    showInterval(point.utility, 2),
-    showInterval(point.accuracy),
-  ])
-  const foreign = [
-    "another's shots",
-    showInterval(shuffledContext.winRate.other),
-    showInterval(shuffledContext.utility.other, 2),
-    showInterval(shuffledContext.accuracy.other),
+  const line = (name: string, { winRate, utility, accuracy }: Measures) => [
+    name,
+    showInterval(winRate),
+    showInterval(utility, 2),
+    showInterval(accuracy),
   ]
+  const foreign = {
+    winRate: shuffledContext.winRate.other,
+    utility: shuffledContext.utility.other,
+    accuracy: shuffledContext.accuracy.other,
+  }
   return [
-    "FSPO minus a baseline, on the same items; FSPO by number of shots; FSPO with a stranger's shots",
+    'FSPO minus a baseline on the same items, by number of shots, with the shots of a stranger, and',
+    'on users whose combination of tastes is new or known from training',
     ...alignColumns([
       ['FSPO', 'win rate', 'true utility', 'accuracy'],
       ...differences,
-      ...curve,
-      foreign,
+      ...kCurve.map((point) => line(countShots(point.shots), point)),
+      line("a stranger's", foreign),
+      line('new tastes', combinations.interpolated),
+      line('known tastes', combinations.known),
     ]),
   ]
 }
 
 function claimLine({ claim, value, holds }: Report['claims'][number]): string {
   return `${holds ? 'holds         ' : 'DOES NOT HOLD '} ${claim}\n               measured ${value}`
+}
+
+function countShots(shots: number): string {
+  return `${shots} ${shots === 1 ? 'shot' : 'shots'}`
 }
 
 /** Base against itself is 50 by definition, so it has no interval. */

@@ -11,6 +11,8 @@ import { ask, effortOf, readChoice } from './replies.ts'
 import type { ItemContext, ItemStage } from './stage.ts'
 import { systemNames } from './systems.ts'
 
+const noAnswer = '(no answer)' // a model may end before its first word
+
 /** One system's answer beside base's, for one user described in words. */
 export interface VerdictItem {
   system: string
@@ -43,9 +45,10 @@ export const verdicts: ItemStage<VerdictItem, Verdict> = {
     const row = { id: context.id, index: context.index, system, user, question }
     // Nothing to tell apart: a judge can only name the first slot in both orders, which is a tie.
     if (text === baseText) return { ...row, winFirst: true, winSecond: false, ...effortOf([]) }
-    const shown = { description: item.description, prompt: item.prompt }
-    const there = await judge(context, 'first', { ...shown, m: text, M: baseText })
-    const back = await judge(context, 'second', { ...shown, m: baseText, M: text })
+    const { description, prompt } = item
+    const [mine, other] = [text.trim() || noAnswer, baseText.trim() || noAnswer]
+    const there = await judge(context, 'first', { description, prompt, m: mine, M: other })
+    const back = await judge(context, 'second', { description, prompt, m: other, M: mine })
     return {
       ...row,
       winFirst: there.value === 'm',
