@@ -123,6 +123,10 @@ const reasons: Record<string, string> = {
   ETIMEDOUT: 'does not accept connections: check host, port and firewall',
   EHOSTUNREACH: 'cannot be reached: check host and network',
   ENETUNREACH: 'cannot be reached: check host and network',
+  ERR_SSL_WRONG_VERSION_NUMBER: 'speaks no TLS: write baseUrl with http://',
+  ERR_SSL_PACKET_LENGTH_TOO_LONG: 'speaks no TLS: write baseUrl with http://',
+  DEPTH_ZERO_SELF_SIGNED_CERT: 'has a self-signed certificate: name it in NODE_EXTRA_CA_CERTS',
+  SELF_SIGNED_CERT_IN_CHAIN: 'has a self-signed certificate: name it in NODE_EXTRA_CA_CERTS',
   UND_ERR_RES_EXCEEDED_MAX_SIZE: 'sent more than a reply may hold: is it an LLM endpoint?',
 }
 

@@ -90,6 +90,11 @@ test('a place nobody serves is Endpoint, retryable, and named', async () => {
     lost.message,
     'http://nowhere.example/v1 has no such host: check the spelling (ENOTFOUND)',
   )
+  await withSimulator({}, async ({ url }) => {
+    const plain = await refusedBy(url.replace('http:', 'https:'))
+    assert.deepEqual([plain.type, plain.retryable], ['Endpoint', false])
+    assert.match(plain.message, /speaks no TLS: write baseUrl with http:\/\/ \(ERR_SSL/)
+  })
 })
 
 test('hang-ups before and within a reply are Endpoint and retryable', async () => {
