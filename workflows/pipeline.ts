@@ -75,12 +75,12 @@ export async function pipeline({ run, parts }: PipelineInput): Promise<RunProgre
       if (progress.paused) await child.signal(pausedSignal, true)
     }),
   )
-  await Promise.all(
-    [...children].map(async ([part, child]) => {
-      await child.result()
-      children.delete(part)
-    }),
-  )
+  const ends = [...children].map(async ([part, child]) => {
+    await child.result()
+    children.delete(part)
+  })
+  // All of them, so that a cancelled part is given the time to save what it has.
+  for (const end of await Promise.allSettled(ends)) if (end.status === 'rejected') throw end.reason
   await condition(allHandlersFinished)
   await finish(progress, parts, (Date.now() - startedAt) / 1000)
   return progress

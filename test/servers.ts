@@ -1,0 +1,92 @@
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { mkdtempSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+
+import type { Client } from '@temporalio/client'
+import { pino } from 'pino'
+
+import { createActivities } from '../activities/index.ts'
+import { createFileStore } from '../infra/store.ts'
+import { createEngine } from '../infra/engine.ts'
+import { engineEventSchema } from '../activities/contract.ts'
+import { bundleWorkflows } from '../workers/bundle.ts'
+import { packageRoot } from '../workers/paths.ts'
+import { choosePort } from '../workers/ports.ts'
+import {
+  connectClient,
+  findTemporal,
+  temporalCommand,
+  type TemporalTarget,
+} from '../workers/temporal.ts'
+import { queueNames, runWorker } from '../workers/worker.ts'
+import type { Toys } from './toys.ts'
+
+const script = fileURLToPath(new URL('scripted.ts', import.meta.url))
+
+/** A real Temporal server of this test's own. */
+export interface Server {
+  target: TemporalTarget
+  client: Client
+  stop(): Promise<void>
+}
+
+/** Starts Temporal on any free port with its state in a fresh folder. */
+export async function startTemporal(): Promise<Server> {
+  const folder = mkdtempSync(join(tmpdir(), 'fspo-temporal-'))
+  const port = await choosePort({ asked: 0, usual: 0, flag: '' })
+  const uiPort = await choosePort({ asked: 0, usual: 0, flag: '' })
+  const program = findTemporal({ path: process.env.PATH, root: packageRoot })
+  const [command = '', ...args] = temporalCommand(program, {
+    port,
+    uiPort,
+    file: join(folder, 'temporal.db'),
+  })
+  const child = spawn(command, [...args, '--headless'], { stdio: 'ignore' })
+  const kill = () => child.kill('SIGKILL')
+  process.on('exit', kill)
+  const target = { connectionOptions: { address: `127.0.0.1:${port}` }, namespace: 'default' }
+  const client = await connectClient(target, { timeoutMs: 30_000 })
+  async function stop() {
+    await client.connection.close()
+    child.kill('SIGTERM')
+    if (child.exitCode === null) await once(child, 'exit')
+    process.off('exit', kill)
+  }
+  return { target, client, stop }
+}
+
+/** Workers for all queues in this process, making toy stages with the scripted engine. */
+export async function startWorkers(server: Server, toys: Toys) {
+  const folder = mkdtempSync(join(tmpdir(), 'fspo-toys-'))
+  const store = createFileStore(join(folder, 'store'))
+  const command = [process.execPath, '--import', import.meta.resolve('tsx'), script]
+  const engine = createEngine({ command, events: engineEventSchema, graceMs: 5_000 })
+  const stop = new AbortController()
+  const activities = createActivities({
+    store,
+    folder: join(folder, 'work'),
+    versions: { fspo: 'test' },
+    chat: () => () => Promise.reject(new Error('toys ask no model')),
+    engine: () => engine,
+    stages: toys.stages,
+  })
+  const running = runWorker({
+    queues: [...queueNames],
+    target: server.target,
+    activities,
+    bundle: await bundleWorkflows(join(packageRoot, '.fspo', 'cache')),
+    logger: pino({ level: 'silent' }),
+    signal: stop.signal,
+  })
+  return {
+    store,
+    folder,
+    async stop() {
+      stop.abort()
+      await running
+    },
+  }
+}
