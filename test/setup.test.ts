@@ -28,6 +28,7 @@ interface Project {
   folder: string
   programs: string[]
   env?: Record<string, string>
+  onOutput?: () => void
 }
 
 function createProject({ programs = ['npm', 'python3', 'g++'] } = {}): Project {
@@ -44,7 +45,7 @@ function createProject({ programs = ['npm', 'python3', 'g++'] } = {}): Project {
 
 /** Runs the real set-up script with nothing on PATH but the project's stand-ins. */
 function setUp(
-  { folder, programs, env = {} }: Project,
+  { folder, programs, env = {}, onOutput = () => undefined }: Project,
   ...args: string[]
 ): Promise<{ code: number | string; lines: string[] }> {
   const path = join(folder, 'bin')
@@ -56,12 +57,13 @@ function setUp(
   }
   const options = { cwd: folder, env: { PATH: path, ...env } }
   const script = join(folder, 'workers/setup.mjs')
-  return new Promise((resolve) =>
-    execFile(process.execPath, [script, ...args], options, (error, stdout, stderr) => {
-      assert.equal(stdout, '')
-      resolve({ code: error?.code ?? 0, lines: stderr.trimEnd().split('\n') })
-    }),
-  )
+  return new Promise((resolve) => {
+    const child = execFile(process.execPath, [script, ...args], options, (error, out, text) => {
+      assert.equal(out, '')
+      resolve({ code: error?.code ?? 0, lines: text.trimEnd().split('\n') })
+    })
+    child.stderr?.on('data', onOutput)
+  })
 }
 
 function calls({ folder }: Project): string[] {
@@ -278,4 +280,14 @@ test('an unknown argument is refused', async () => {
   const { code, lines } = await setUp(createProject(), '--tests')
   assert.deepEqual(lines, ['setup: unknown argument --tests: use node workers/setup.mjs [--test]'])
   assert.equal(code, 2)
+})
+
+test('programs that a killed set-up left at work are waited for', async () => {
+  const project = createProject()
+  const program = execFile(process.execPath, ['-e', 'process.stdin.resume()'])
+  mkdirSync(join(project.folder, '.cache/running'), { recursive: true })
+  writeFileSync(join(project.folder, `.cache/running/${program.pid}`), '')
+  const { code, lines } = await setUp({ ...project, onOutput: () => program.stdin?.end() })
+  assert.equal(code, 0)
+  assert.equal(lines[0], 'setup: waiting for the programs of a set-up that was killed')
 })

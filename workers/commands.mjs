@@ -1,14 +1,29 @@
 /** Runs other programs for the set-up. Plain JavaScript, for it runs before node_modules exists. */
 import { spawn } from 'node:child_process'
-import { accessSync, constants, mkdirSync, writeFileSync } from 'node:fs'
+import {
+  accessSync,
+  constants,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs'
 import { delimiter, dirname, join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 
 export const root = dirname(dirname(fileURLToPath(import.meta.url)))
 export const cache = join(root, '.cache')
 
 const children = new Set()
+let isStopping = false
 process.on('exit', () => children.forEach((child) => child.kill('SIGTERM')))
+
+/** Holds a file for each running program, named by its process id. */
+const running = join(cache, 'running')
+const longestMs = 600_000
 
 /**
  * Returns an error whose one-line message is all a person gets to see.
@@ -35,6 +50,7 @@ export function run(command, args, env = {}) {
       stdio: ['ignore', 'pipe', 'pipe'],
     })
     children.add(child)
+    if (child.pid !== undefined) note(child.pid)
     for (const stream of [child.stdout, child.stderr]) {
       stream.setEncoding('utf8').on('data', (text) => (output += text))
     }
@@ -43,9 +59,51 @@ export function run(command, args, env = {}) {
 
     function finish(code, message) {
       children.delete(child)
-      resolve({ code, output: output + message })
+      rmSync(join(running, String(child.pid)), { force: true })
+      // Nobody goes on with a program that was stopped.
+      if (!isStopping) resolve({ code, output: output + message })
     }
   })
+}
+
+/** Ends what still runs, and waits until it has ended, so that the next set-up finds quiet. */
+export async function stopPrograms() {
+  isStopping = true
+  const ends = [...children].map((child) => new Promise((resolve) => child.on('close', resolve)))
+  children.forEach((child) => child.kill('SIGTERM'))
+  await Promise.race([Promise.all(ends), sleep(5000, undefined, { ref: false })])
+}
+
+function note(pid) {
+  mkdirSync(running, { recursive: true })
+  writeFileSync(join(running, String(pid)), '')
+}
+
+/**
+ * Waits for programs that a killed set-up left at work: npm ci beside another one fails.
+ * @param {() => void} onWait called once when there are some
+ */
+export async function outwait(onWait) {
+  for (let told = false; existsSync(running); told = true) {
+    const left = readdirSync(running).filter((pid) => {
+      // Much older files are of another process that has the same number by chance.
+      const age = Date.now() - statSync(join(running, pid)).mtimeMs
+      return isAlive(Number(pid)) && age < longestMs
+    })
+    if (left.length === 0) return rmSync(running, { recursive: true })
+    if (!told) onWait()
+    await sleep(200)
+  }
+}
+
+/** Tells whether a process of this number runs. @param {number} pid */
+export function isAlive(pid) {
+  try {
+    process.kill(pid, 0)
+    return true
+  } catch (error) {
+    return error.code === 'EPERM'
+  }
 }
 
 /**

@@ -11,6 +11,7 @@ import {
 } from 'node:fs'
 import { dirname } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { isAlive } from './commands.mjs'
 
 const silentMs = 60_000
 
@@ -26,9 +27,9 @@ export async function withLock(path, action, onWait) {
   const mine = `${path}.${process.pid}`
   mkdirSync(dirname(path), { recursive: true })
   writeFileSync(mine, `${process.pid}`)
-  const release = () => rmSync(mine, { force: true })
-  process.on('exit', release)
+  process.on('exit', () => rmSync(mine, { force: true }))
   await acquire({ path, mine, onWait })
+  rmSync(mine)
   process.on('exit', () => rmSync(path, { force: true }))
   const heartbeat = setInterval(() => utimesSync(path, new Date(), new Date()), 5000)
   try {
@@ -73,15 +74,6 @@ function readHolder(path) {
   } catch (error) {
     if (error.code === 'ENOENT') return undefined
     throw error
-  }
-}
-
-function isAlive(pid) {
-  try {
-    process.kill(pid, 0)
-    return true
-  } catch (error) {
-    return error.code === 'EPERM'
   }
 }
 

@@ -5,7 +5,17 @@
  */
 import { existsSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { cache, downloadTrouble, failure, findOnPath, remedy, root, run } from './commands.mjs'
+import {
+  cache,
+  downloadTrouble,
+  failure,
+  findOnPath,
+  outwait,
+  remedy,
+  root,
+  run,
+  stopPrograms,
+} from './commands.mjs'
 import { withLock } from './lock.mjs'
 import { createVenv, installRequirements, missingRequirements } from './python.mjs'
 import {
@@ -22,8 +32,9 @@ for (const [signal, code] of [
   ['SIGINT', 130],
   ['SIGTERM', 143],
 ]) {
-  process.on(signal, () => {
+  process.once(signal, async () => {
     say('interrupted; the same command goes on from here')
+    await stopPrograms()
     process.exit(code)
   })
 }
@@ -42,13 +53,16 @@ async function main(args) {
     if (isDone(work)) return tellEnd('nothing to do', work.obstacle)
     const trouble = await withLock(
       join(cache, 'setup.lock'),
-      () => prepare(findWork(isTest)),
+      async () => {
+        await outwait(() => say('waiting for the programs of a set-up that was killed'))
+        return prepare(findWork(isTest))
+      },
       (pid) => say(`waiting for the set-up of process ${pid}`),
     )
     return tellEnd('ready', trouble)
   } catch (error) {
     say(error.name === 'SetupFailure' ? error.message : (error.stack ?? String(error)))
-    // Downloads still under way end with the process.
+    await stopPrograms()
     process.exit(1)
   }
 }
