@@ -2,60 +2,230 @@ import assert from 'node:assert/strict'
 import { before, test } from 'node:test'
 
 import { isReserved } from '../activities/pairs.ts'
-import { planEvaluation, shotsOf, type Plan } from '../activities/plan.ts'
-import { presets } from '../activities/presets.ts'
-import type { Episode, Sample, Verdict } from '../activities/records.ts'
-import { reportSchema } from '../activities/findings.ts'
-import { makeReport, type Report } from '../activities/report.ts'
+import { isHeadline, itemsOf, planEvaluation, shotsOf, type Plan } from '../activities/plan.ts'
+import type { Episode, Preference, Verdict } from '../activities/records.ts'
 import { samples } from '../activities/samples.ts'
-import { scores, type Score } from '../activities/scores.ts'
+import { scores } from '../activities/scores.ts'
 import type { Spec } from '../activities/spec.ts'
-import { systemsOf } from '../activities/systems.ts'
-import { base, fspo, pooled, prefFt } from '../activities/training.ts'
-import { userOf } from '../activities/truth.ts'
-import { planVerdicts, verdicts } from '../activities/verdicts.ts'
-import { type Chain, makeChain } from './chain.ts'
-import { createStandIn } from './standin.ts'
+import { systemNames, systemsOf } from '../activities/systems.ts'
+import { createTruth, userOf } from '../activities/truth.ts'
+import { type VerdictItem, verdicts } from '../activities/verdicts.ts'
+import { FspoError } from '../infra/errors.ts'
+import type { Chat } from '../infra/llm.ts'
+import { createMind } from '../workers/mind.ts'
+import { createStandIn, makeEvaluation, mindChat, smallSpec as spec } from './standin.ts'
 
-const spec: Spec = {
-  ...presets.tiny,
-  users: { ...presets.tiny.users, train: 16, unseen: 16 },
-  questions: { ...presets.tiny.questions, seen: 16, unseen: 16 },
-  responses: { ...presets.tiny.responses, perQuestion: 12 },
-  refinement: { ...presets.tiny.refinement, pairs: 3 },
-  preferences: { ...presets.tiny.preferences, pairs: 48, unseenPairs: 32 },
-  episodes: { ...presets.tiny.episodes, perUser: 4 },
-  evaluation: { ...presets.tiny.evaluation, users: 12, questions: 6 },
-}
-
-let chain: Chain
+let made: Awaited<ReturnType<typeof makeEvaluation>>
 let plan: Plan
-let made: { samples: Sample[]; scores: Score[]; verdicts: Verdict[] }
-let stand: ReturnType<typeof createStandIn>
-let report: ReturnType<typeof makeReport>
 
 before(async () => {
-  chain = await makeChain(spec)
-  plan = planEvaluation({ spec, ...chain })
-  stand = createStandIn({ chain, spec })
-  made = {
-    samples: await stand.runEngine(samples),
-    scores: await stand.runEngine(scores),
-    verdicts: await stand.runItems(verdicts),
-  }
-  const date = '2026-11-23T10:00:00.000Z'
-  const rows = { ...chain, ...made }
-  const head = { run: 'test', date, versions: { fspo: '0.1.0' }, spec, stages: [], cost: 0 }
-  report = makeReport({ ...head, rows, seconds: 1 })
+  made = await makeEvaluation(spec)
+  plan = planEvaluation({ spec, ...made.rows })
 })
 
-function row(system: string, users = 'unseen', questions = 'unseen'): Report['table'][number] {
-  return report.json.table.find(
-    (one) => one.system === system && one.users === users && one.questions === questions,
-  )!
+async function judgeOne(item: VerdictItem, chat: Chat): Promise<Verdict> {
+  const context = { spec, id: 'verdict', index: 0, seed: 1, signal: new AbortController().signal }
+  return verdicts.process(item, { ...context, chat, rows: async () => [] })
 }
 
-test('prints', () => {
-  console.log(report.table)
-  console.log(report.markdown)
+test('every cell has the users and questions the spec asks for, balanced over combinations', () => {
+  for (const users of ['seen', 'unseen']) {
+    for (const questions of ['seen', 'unseen']) {
+      const there = plan.items.filter(
+        (item) => item.users === users && item.questions === questions,
+      )
+      assert.equal(there.length, spec.evaluation.users * spec.evaluation.questions)
+      assert.equal(new Set(there.map(({ subject }) => subject.user.id)).size, spec.evaluation.users)
+      assert.ok(there.every(({ question }) => question.split === questions))
+    }
+  }
+  const counts = new Map<string, number>()
+  for (const { user, side } of plan.subjects.filter((subject) => subject.side === 'unseen')) {
+    const kind = `${side} ${userOf(spec, user).combination}`
+    counts.set(kind, (counts.get(kind) ?? 0) + 1)
+  }
+  assert.ok(Math.max(...counts.values()) - Math.min(...counts.values()) <= 1)
+})
+
+test("shots are the user's own consistent labels, and no shot of anybody shows a queried question", () => {
+  const asked = new Set(plan.items.map(({ question }) => question.id))
+  for (const subject of plan.subjects) {
+    assert.equal(subject.shots.length, 4)
+    assert.ok(subject.shots.every(({ user, consistent }) => consistent && user === subject.user.id))
+    assert.ok(subject.shots.every(({ question }) => !asked.has(question)))
+    assert.equal(new Set(subject.shots.map(({ question }) => question)).size, 4)
+  }
+  assert.ok(made.rows.scores.length > 0)
+  const ranked = new Set(made.rows.scores.map(({ question }) => question))
+  const shown = plan.subjects.flatMap(({ shots }) => shots.map(({ question }) => question))
+  assert.ok(shown.every((question) => !ranked.has(question)))
+})
+
+test('a stranger is another user of the same split whose taste does not point the same way', () => {
+  for (const { user, side, stranger } of plan.subjects) {
+    const other = plan.subjects.find((subject) => subject.user.id === stranger)!
+    assert.equal(other.side, side)
+    const [a, b] = [userOf(spec, user).signs, userOf(spec, other.user).signs]
+    assert.ok(a.reduce((sum, sign, axis) => sum + sign * b[axis]!, 0) <= 0)
+    const context = { whose: 'other', shots: 2 } as const
+    const shots = shotsOf(plan, { subject: plan.subjects.find((s) => s.user === user)!, context })
+    assert.deepEqual(shots, other.shots.slice(0, 2))
+  }
+})
+
+test('every system answers the same items once, controls those of the headline cell', () => {
+  for (const system of systemsOf(spec)) {
+    const rows = made.rows.samples.filter((row) => row.system === system.name)
+    const items = itemsOf(plan, system)
+    assert.deepEqual(
+      rows.map(({ user, question }) => `${user} ${question}`),
+      items.map(({ subject, question }) => `${subject.user.id} ${question.id}`),
+    )
+    if (system.role === 'control') assert.ok(items.every(isHeadline))
+  }
+  assert.deepEqual(
+    made.rows.samples.map(({ index }) => index),
+    made.rows.samples.map((_, index) => index),
+  )
+  assert.equal(new Set(made.rows.samples.map(({ id }) => id)).size, made.rows.samples.length)
+})
+
+test('the engine samples once per checkpoint, rows of one prefix together, with equal settings', () => {
+  const asked = made.stand.record.specs.filter(({ command }) => command === 'sample')
+  assert.deepEqual(asked.map((task) => (task.command === 'sample' ? task.checkpoint : '')).sort(), [
+    'base',
+    'fspo',
+    'pooled',
+    'pref-ft',
+  ])
+  for (const task of asked) {
+    assert.ok(task.command === 'sample')
+    assert.deepEqual([task.temperature, task.maxNewTokens, task.draws], [0.7, 64, 1])
+    const rows = made.stand.record.files.get(task.data[0]!) as { id: string; prefix: string }[]
+    const turns = rows.filter(({ prefix }, at) => prefix !== rows[at - 1]?.prefix)
+    assert.equal(new Set(rows.map(({ prefix }) => prefix)).size, turns.length)
+    assert.equal(new Set(rows.map(({ id }) => id)).size, rows.length)
+  }
+})
+
+test('the oracle is the draw its user truly likes best', () => {
+  const truth = createTruth({ spec, ...made.rows })
+  const drawn = made.stand.record.files.get('samples/base-texts.parquet') as {
+    id: string
+    text: string
+  }[]
+  const rows = made.rows.samples.filter(({ system }) => system === systemNames.oracle)
+  for (const { user, question, text } of rows) {
+    const draws = drawn.filter(({ id }) => id.startsWith(`${systemNames.oracle}/${question}/`))
+    assert.equal(draws.length, 8)
+    const best = Math.max(...draws.map((draw) => truth.utility(user, draw.text)))
+    assert.equal(truth.utility(user, text), best)
+  }
+})
+
+test('a row the engine leaves out is an error, not a silent gap', async () => {
+  const stand = createStandIn({ chain: made.rows, spec, drops: 1 })
+  await assert.rejects(stand.runEngine(samples), { type: 'MissingSample' })
+  await assert.rejects(stand.runEngine(scores), { type: 'MissingScore' })
+})
+
+test('preference accuracy uses pairs held out from training, each reward against its named reference', () => {
+  const rows = new Map(made.rows.preferences.map((row) => [row.id, row]))
+  const truth = createTruth({ spec, ...made.rows })
+  const trainedOn = made.rows.episodes as Episode[]
+  for (const score of made.rows.scores) {
+    const row = rows.get(score.preference) as Preference
+    assert.ok(row.consistent && row.user === score.user)
+    const likesFirst =
+      truth.utility(row.user, row.firstText) > truth.utility(row.user, row.secondText)
+    assert.equal(score.likes, likesFirst ? 'first' : 'second')
+    assert.equal(score.correct, score.marginNats > 0)
+    if (score.users === 'seen' && score.questions === 'seen') assert.ok(isReserved(row, spec.seed))
+  }
+  const held = made.rows.scores.filter(({ system }) => system === systemNames.fspo)
+  const pairs = held.map(({ preference }) => rows.get(preference)!)
+  for (const { chosen, rejected } of pairs.filter(({ split }) => split === 'train')) {
+    assert.ok(!trainedOn.some((row) => row.chosen === chosen && row.rejected === rejected))
+  }
+  const references = new Map(made.rows.scores.map(({ system, reference }) => [system, reference]))
+  assert.equal(references.get('FSPO'), 'pref-ft with 4 own shots')
+  assert.equal(references.get('pooled IPO'), 'base without shots')
+  assert.equal(references.get('Pref-FT'), 'base with 4 own shots')
+  assert.equal(references.get('few-shot prompt'), 'base without shots')
+  assert.equal(references.get('FSPO shuffled'), "pref-ft with 4 another user's shots")
+  assert.equal(references.get('FSPO k=0'), 'pref-ft without shots')
+  assert.ok(!references.has('base') && !references.has('oracle'))
+})
+
+const item: VerdictItem = {
+  system: 'FSPO',
+  user: 'u',
+  question: 'q',
+  prompt: 'review Argo.',
+  description: 'A nurse who likes brief reviews and likes critical reviews that dwell on faults.',
+  text: 'the plot is terrible.',
+  baseText: 'the plot is wonderful. the cast feels great. the music is beautiful. i loved it.',
+}
+
+test('win(m, b) + win(b, m) is 100 for any judge, biased or wrong', async () => {
+  const swapped = { ...item, text: item.baseText, baseText: item.text }
+  const judges = [createMind(), createMind({ positionBias: 9 }), createMind({ errorRate: 0.5 })]
+  for (const judge of judges) {
+    const there = await judgeOne(item, mindChat(judge))
+    const back = await judgeOne(swapped, mindChat(judge))
+    const wins = [there.winFirst, there.winSecond, back.winFirst, back.winSecond]
+    assert.equal(wins.filter(Boolean).length, 2)
+  }
+})
+
+test('a judge sees both orders and the words of the user, and is asked for a letter', async () => {
+  const seen: string[] = []
+  const chat: Chat = async (request) => {
+    seen.push(request.messages.map(({ content }) => content).join('\n'))
+    return mindChat(createMind({ positionBias: 0, errorRate: 0 }))(request)
+  }
+  const verdict = await judgeOne(item, chat)
+  assert.deepEqual([verdict.winFirst, verdict.winSecond, verdict.attempts], [true, true, 2])
+  const place = (text: string, part: string) => text.indexOf(part)
+  assert.equal(seen.length, 2)
+  assert.ok(seen.every((text) => text.includes(item.description) && text.includes(item.prompt)))
+  assert.ok(place(seen[0]!, item.text) < place(seen[0]!, item.baseText))
+  assert.ok(place(seen[1]!, item.text) > place(seen[1]!, item.baseText))
+})
+
+test('equal texts are a tie without a call, and an empty answer can be judged', async () => {
+  const refuse: Chat = async () => {
+    throw new FspoError('Test', 'nobody is to be asked')
+  }
+  const tie = await judgeOne({ ...item, baseText: item.text }, refuse)
+  assert.deepEqual([tie.winFirst, tie.winSecond, tie.attempts], [true, false, 0])
+  const judge = createMind({ positionBias: 0, errorRate: 0 })
+  const empty = await judgeOne({ ...item, text: '' }, mindChat(judge))
+  assert.equal(empty.attempts, 2)
+})
+
+test('no hidden weight and no other user is in what the judge of verdicts is shown', async () => {
+  const items = await verdicts.items({ spec, rows: made.stand.rows })
+  assert.equal(items.length, made.rows.samples.filter(({ system }) => system !== 'base').length)
+  const texts = new Map(made.rows.refinements.map(({ persona, text }) => [persona, text]))
+  assert.ok(items.every(({ user, description }) => description === texts.get(user)))
+})
+
+test('too few users, questions or labels are errors that name the remedy', () => {
+  const planned = (change: Partial<Spec['evaluation']>, rows = made.rows) =>
+    planEvaluation({
+      ...rows,
+      spec: { ...spec, evaluation: { ...spec.evaluation, ...change } },
+    })
+  assert.throws(() => planned({ users: 17 }), /TooFewUsers.*17.*16|evaluation.users is 17/)
+  assert.throws(() => planned({ users: 1 }), { type: 'TooFewUsers' })
+  assert.throws(() => planned({ questions: 16 }), {
+    type: 'TooFewQuestions',
+    message: /32 or more/,
+  })
+  const poor = { ...made.rows, preferences: made.rows.preferences.slice(0, 20) }
+  assert.throws(() => planned({}, poor), {
+    type: 'TooFewPreferences',
+    message: /raise preferences/,
+  })
 })

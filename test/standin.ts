@@ -1,14 +1,18 @@
 import { measureOf } from '../activities/pairs.ts'
 import type { Properties } from '../activities/domains/reviews.ts'
 import type { EngineSpec } from '../activities/contract.ts'
+import { presets } from '../activities/presets.ts'
 import type { Response } from '../activities/records.ts'
 import { renderQuery, type Shot } from '../activities/render.ts'
+import { samples } from '../activities/samples.ts'
+import { scores } from '../activities/scores.ts'
 import type { Spec } from '../activities/spec.ts'
 import type { EngineContext, EngineStage, ItemStage } from '../activities/stage.ts'
+import { verdicts } from '../activities/verdicts.ts'
 import type { Chat } from '../infra/llm.ts'
 import { createRandom, seedOf } from '../infra/random.ts'
 import { createMind } from '../workers/mind.ts'
-import type { Chain } from './chain.ts'
+import { type Chain, makeChain } from './chain.ts'
 
 interface Row {
   id: string
@@ -19,7 +23,7 @@ interface Row {
 }
 
 /** Files and engine calls of a stand-in, for looking at what a stage asked for. */
-export interface Record {
+interface Ledger {
   specs: EngineSpec[]
   files: Map<string, unknown[]>
 }
@@ -28,8 +32,16 @@ export interface Record {
  * An engine without a model: `fspo` reads the taste off its shots' texts and follows it, all others
  * ignore their prefix. Answers are picked from the question's real responses.
  */
-export function createStandIn({ chain, spec }: { chain: Chain; spec: Spec }) {
-  const record: Record = { specs: [], files: new Map() }
+export function createStandIn({
+  chain,
+  spec,
+  drops = 0,
+}: {
+  chain: Chain
+  spec: Spec
+  drops?: number // rows left out of every answer
+}) {
+  const record: Ledger = { specs: [], files: new Map() }
   const made = new Map<string, unknown[]>(Object.entries(chain))
   const properties = measureOf(chain.responses)
   const byQuery = new Map(
@@ -50,7 +62,7 @@ export function createStandIn({ chain, spec }: { chain: Chain; spec: Spec }) {
     const answer = spec.command === 'sample' ? sample : score
     record.files.set(
       spec.out,
-      asked.map((row) => answer(row, spec.checkpoint)),
+      asked.slice(drops).map((row) => answer(row, spec.checkpoint)),
     )
   }
 
@@ -142,4 +154,35 @@ function readShots(prefix: string): Omit<Shot, 'prompt'>[] {
         .split(/\n## (?:P|Disp)referred Response\n/)
       return { chosen: chosen.trim(), rejected: rejected.trim() }
     })
+}
+
+/** A whole evaluation made in this process: the item stages by the mind, the rest by the stand-in. */
+export async function makeEvaluation(spec: Spec) {
+  const chain = await makeChain(spec)
+  const stand = createStandIn({ chain, spec })
+  const rows = {
+    ...chain,
+    samples: await stand.runEngine(samples),
+    scores: await stand.runEngine(scores),
+    verdicts: await stand.runItems(verdicts),
+  }
+  return { spec, stand, rows }
+}
+
+/** The preset `tiny`, small enough to be made in about two seconds. */
+export const smallSpec: Spec = {
+  ...presets.tiny,
+  users: { ...presets.tiny.users, train: 16, unseen: 16 },
+  questions: { ...presets.tiny.questions, seen: 16, unseen: 16 },
+  responses: { ...presets.tiny.responses, perQuestion: 12 },
+  refinement: { ...presets.tiny.refinement, pairs: 3 },
+  preferences: { ...presets.tiny.preferences, pairs: 48, unseenPairs: 32 },
+  episodes: { ...presets.tiny.episodes, shots: 4, perUser: 4 },
+  evaluation: {
+    ...presets.tiny.evaluation,
+    users: 12,
+    questions: 6,
+    oracleDraws: 8,
+    shotCounts: [0, 1, 2, 4],
+  },
 }

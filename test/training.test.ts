@@ -1,0 +1,91 @@
+import assert from 'node:assert/strict'
+import { before, test } from 'node:test'
+
+import type { Episode } from '../activities/records.ts'
+import { samples } from '../activities/samples.ts'
+import { scores } from '../activities/scores.ts'
+import type { Spec } from '../activities/spec.ts'
+import type { EngineStage } from '../activities/stage.ts'
+import { base, fspo, pooled, prefFt, trainingEpisodes } from '../activities/training.ts'
+import { verdicts } from '../activities/verdicts.ts'
+import { type Chain, makeChain } from './chain.ts'
+import { createStandIn, smallSpec as spec } from './standin.ts'
+
+let chain: Chain
+
+before(async () => {
+  chain = await makeChain(spec)
+})
+
+async function trained(stage: EngineStage<never>) {
+  const stand = createStandIn({ chain: chain, spec })
+  await stand.runEngine(stage)
+  const task = stand.record.specs[0]!
+  assert.equal(task.command, 'train')
+  return { task, rows: stand.record.files.get(task.command === 'train' ? task.data[0]! : '')! }
+}
+
+test('no row of an evaluation user reaches training, and a leaked one is refused', async () => {
+  const unseen = chain.personas.filter(({ split }) => split === 'unseen').map(({ id }) => id)
+  for (const stage of [prefFt, pooled, fspo]) {
+    const { rows } = await trained(stage)
+    assert.ok(rows.length > 0)
+    assert.ok((rows as Episode[]).every(({ user }) => !unseen.includes(user)))
+  }
+  const leaked = chain.episodes.map((row, at) => (at === 3 ? { ...row, user: unseen[0]! } : row))
+  assert.throws(() => trainingEpisodes(leaked, chain.personas), { type: 'LeakedUser' })
+})
+
+test('base learns documents of seen questions only, in the nano architecture', async () => {
+  const { task, rows } = await trained(base)
+  assert.ok(task.command === 'train' && task.objective === 'lm' && 'architecture' in task.init)
+  assert.deepEqual(task.init.architecture, spec.training.architecture)
+  assert.equal(rows.length, spec.training.documents)
+  const unseen = chain.questions.filter(({ split }) => split === 'unseen')
+  const text = (rows as { text: string }[]).map((row) => row.text).join('\n')
+  assert.ok(unseen.every((question) => !text.includes(`${question.text}\n`)))
+})
+
+test('pooled IPO sees the very pairs of FSPO in the same order, without shots, against base', async () => {
+  const [mine, theirs] = [await trained(fspo), await trained(pooled)]
+  const bare = (mine.rows as Episode[]).map((row) => ({ ...row, prefix: '' }))
+  assert.ok((mine.rows as Episode[]).every(({ prefix }) => prefix !== ''))
+  assert.deepEqual(theirs.rows, bare)
+  assert.ok(mine.task.command === 'train' && theirs.task.command === 'train')
+  assert.deepEqual(
+    [mine.task.objective, mine.task.init, mine.task.reference, mine.task.beta],
+    ['ipo_sum', { checkpoint: 'pref-ft' }, 'pref-ft', spec.training.beta],
+  )
+  assert.deepEqual(
+    [theirs.task.objective, theirs.task.init, theirs.task.reference, theirs.task.beta],
+    ['ipo_sum', { checkpoint: 'base' }, 'base', spec.training.beta],
+  )
+})
+
+test('Pref-FT continues from base with the preferred answers and no reference', async () => {
+  const { task } = await trained(prefFt)
+  assert.ok(task.command === 'train')
+  assert.deepEqual([task.objective, task.init], ['pref_ft', { checkpoint: 'base' }])
+  assert.equal(task.reference, undefined)
+})
+
+test('what a stage depends on is in its content, and nothing else', () => {
+  const other = (change: Partial<Spec['evaluation']>): Spec => ({
+    ...spec,
+    evaluation: { ...spec.evaluation, ...change },
+  })
+  const judge = other({ judge: 'another', resamples: 7 })
+  assert.deepEqual(samples.content(judge), samples.content(spec))
+  assert.deepEqual(scores.content(judge), scores.content(spec))
+  assert.notDeepEqual(verdicts.content(judge), verdicts.content(spec))
+  assert.notDeepEqual(samples.content(other({ temperature: 0 })), samples.content(spec))
+  assert.deepEqual(scores.content(other({ temperature: 0 })), scores.content(spec))
+  assert.notDeepEqual(scores.content(other({ shotCounts: [0] })), scores.content(spec))
+  const phase = { ...spec.training.fspo, steps: 1 }
+  const longer: Spec = { ...spec, training: { ...spec.training, fspo: phase } }
+  assert.notDeepEqual(fspo.content(longer), fspo.content(spec))
+  assert.deepEqual(prefFt.content(longer), prefFt.content(spec))
+  const sharper: Spec = { ...spec, training: { ...spec.training, beta: 1 } }
+  assert.deepEqual(base.content(sharper), base.content(spec))
+  assert.notDeepEqual(pooled.content(sharper), pooled.content(spec))
+})
