@@ -1,5 +1,5 @@
 import { spawn, type ChildProcess } from 'node:child_process'
-import { closeSync, mkdirSync, openSync } from 'node:fs'
+import { closeSync, mkdirSync, openSync, readFileSync } from 'node:fs'
 import { dirname } from 'node:path'
 
 /** A child process that is started again when it dies. */
@@ -20,8 +20,8 @@ export interface ChildOptions {
   env: Record<string, string | undefined>
   /** Called with each new process id, and with undefined when a life ends. */
   onChange?: (pid: number | undefined) => void
-  /** Called when a life ends that nobody asked to end. */
-  onDeath?: (reason: string) => void
+  /** Called when a life ends that nobody asked to end; `deaths` counts those in quick succession. */
+  onDeath?: (reason: string, deaths: number) => void
 }
 
 const stableAfterMs = 20_000
@@ -48,8 +48,8 @@ export function keepChild(options: ChildOptions): Child {
       child = undefined
       onChange(undefined)
       if (isStopping) return
-      onDeath(reason)
-      deaths = Date.now() - startedAt > stableAfterMs ? 0 : deaths + 1
+      deaths = Date.now() - startedAt > stableAfterMs ? 1 : deaths + 1
+      onDeath(`${reason}${lastLine(options.logFile)}`, deaths)
       timer = setTimeout(start, Math.min(100 * 2 ** deaths, longestPauseMs))
     }
     current.once('error', (error) => ended(error.message))
@@ -78,6 +78,12 @@ export function keepChild(options: ChildOptions): Child {
 
   start()
   return { name, pid: () => child?.pid, stop, kill: () => signal('SIGKILL') }
+}
+
+/** What it said last, which is mostly why it ended. */
+function lastLine(logFile: string): string {
+  const line = readFileSync(logFile, 'utf8').trimEnd().split('\n').at(-1) ?? ''
+  return line === '' ? '' : `: ${line.slice(0, 300)}`
 }
 
 function spawnChild({ command, logFile, env }: ChildOptions): ChildProcess {

@@ -37,6 +37,10 @@ function createProgram(finish: (code: ExitCode) => void): Command {
       finish(await run(flags, ['generate', 'train', 'evaluate']))
     },
   )
+  startable('train', 'the data and the models').action(async (flags: StartFlags) => {
+    const { run } = await import('./run.ts')
+    finish(await run(flags, ['generate', 'train']))
+  })
   startable('generate', 'users, answers, preferences and episodes only').action(
     async (flags: StartFlags) => {
       const { run } = await import('./run.ts')
@@ -111,7 +115,12 @@ function explain(error: unknown, isDebug: boolean): ExitCode {
   if (error instanceof CommanderError) return error.exitCode === 0 ? 'done' : 'usage'
   if (isDebug) console.error(error)
   else console.error(`fspo: ${error instanceof Error ? error.message : String(error)}`)
-  return error instanceof FspoError && error.type !== 'RunFailed' ? 'usage' : 'failed'
+  return error instanceof FspoError && !isOperational(error) ? 'usage' : 'failed'
+}
+
+/** Errors of a run on its way; all others are of configuration or usage. */
+function isOperational({ type }: FspoError): boolean {
+  return ['RunFailed', 'StackFailed', 'NoReport'].includes(type)
 }
 
 async function main() {

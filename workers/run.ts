@@ -3,11 +3,10 @@ import { checkEndpoints } from '../infra/llm.ts'
 import { openStore, readEnvironment, simulatorUrl, type Environment } from './deps.ts'
 import { createDisplay, type Display } from './display.ts'
 import { printPlan } from './dryrun.ts'
-import { exitCodes, type ExitCode } from './exits.ts'
-import { onInterrupt } from './interrupts.ts'
+import type { ExitCode } from './exits.ts'
 import { fetchReport } from './reports.ts'
 import { startRun } from './runs.ts'
-import { openSession, type Session } from './session.ts'
+import { withSession, type Session } from './session.ts'
 import { aliasesOf, readSettings, splitModels, type RunFlags } from './settings.ts'
 import { watchRun, type Outcome } from './watch.ts'
 import type { RunConfig } from '../activities/spec.ts'
@@ -26,33 +25,19 @@ export async function run(
     printPlan(config, parts)
     return 'done'
   }
-  let session: Session | undefined
-  const signal = onInterrupt(() => {
-    session?.stack?.kill()
-    process.exit(exitCodes.interrupted)
-  })
   // With --json stdout is the report's alone.
   const display = createDisplay(flags.json ? process.stderr : process.stdout)
   const { real, simulated } = splitModels(config, aliasesOf(config.spec, parts))
   if (Object.keys(real).length > 0) {
     await checkEndpoints({ models: real, environment: environment.variables })
   }
-  try {
-    session = await openSession(environment, {
-      models: simulatorUrlGiven(environment)
-        ? []
-        : Object.values(simulated).map(({ model }) => model),
-      onDeath: (name, reason) => display.say(`${name} died (${reason}) and is started again`),
-      signal,
-    })
+  const needed = environment.variables.FSPO_SIMULATOR ? [] : Object.values(simulated)
+  const options = { models: needed.map(({ model }) => model), say: display.say }
+  return withSession(environment, options, async (session, signal) => {
     const outcome = await follow(session, { environment, config, parts, display, signal })
     display.end()
-    return await conclude(outcome, { environment, run: config.run, isJson: flags.json === true })
-  } finally {
-    display.end()
-    await session?.client.connection.close()
-    await session?.stack?.stop()
-  }
+    return conclude(outcome, { environment, run: config.run, isJson: flags.json === true })
+  })
 }
 
 interface Following {
@@ -104,8 +89,4 @@ async function conclude(
       console.error(`interrupted: the same command goes on with run ${name}`)
       return 'interrupted'
   }
-}
-
-function simulatorUrlGiven({ variables }: Environment): boolean {
-  return Boolean(variables.FSPO_SIMULATOR)
 }

@@ -2,9 +2,15 @@ import type { Client } from '@temporalio/client'
 
 import { FspoError } from '../infra/errors.ts'
 import type { Environment } from './deps.ts'
+import { exitCodes, type ExitCode } from './exits.ts'
 import { startStack, type Stack, type StackOptions } from './stack.ts'
 import { readStack } from './stackfile.ts'
-import { connectClient, ensureSearchAttributes, hasPollers } from './temporal.ts'
+import {
+  connectClient,
+  ensureSearchAttributes,
+  hasPollers,
+  type TemporalTarget,
+} from './temporal.ts'
 
 /** A connection to Temporal, with a stack of our own behind it when nothing else was there. */
 export interface Session {
@@ -14,17 +20,70 @@ export interface Session {
   stack: Stack | undefined
 }
 
+export interface SessionOptions extends Pick<
+  StackOptions,
+  'models' | 'port' | 'uiPort' | 'simulatorPort'
+> {
+  /** Takes what a person should know while it goes on. */
+  say: (line: string) => void
+}
+
 const startMs = 60_000
 const answerMs = 5_000
+
+/**
+ * Does something in a session and ends it: Ctrl-C aborts the signal and stops a stack of our own in order,
+ * a second one kills it.
+ * @throws FspoError 'StackFailed' when a child of the stack does not come up, and what openSession throws
+ */
+export async function withSession(
+  environment: Environment,
+  { say, ...options }: SessionOptions,
+  act: (session: Session, signal: AbortSignal) => Promise<ExitCode>,
+): Promise<ExitCode> {
+  const stop = new AbortController()
+  const { signal } = stop
+  let session: Session | undefined
+  let failure: FspoError | undefined
+  const interrupt = () => {
+    if (signal.aborted) {
+      session?.stack?.kill()
+      process.exit(exitCodes.interrupted)
+    }
+    stop.abort()
+  }
+  process.on('SIGINT', interrupt).on('SIGTERM', interrupt).on('SIGHUP', interrupt)
+  try {
+    session = await openSession(environment, {
+      ...options,
+      signal,
+      onDeath: (name, reason) => say(`${name} ended (${reason}) and is started again`),
+      onHopeless(error) {
+        failure ??= error
+        stop.abort()
+      },
+    })
+    const code = await act(session, signal)
+    if (failure) throw failure
+    return code
+  } catch (error) {
+    if (!signal.aborted) throw error
+    if (failure) throw failure
+    return 'interrupted'
+  } finally {
+    await session?.client.connection.close()
+    await session?.stack?.stop()
+  }
+}
 
 /**
  * Connects to the running stack; else to the named Temporal server, with workers of our own when none serves
  * it; else to a whole stack of our own.
  * @throws FspoError 'TemporalUnreachable', 'Config', and what startStack throws
  */
-export async function openSession(
+async function openSession(
   environment: Environment,
-  { signal, ...options }: Pick<StackOptions, 'models' | 'onDeath'> & { signal: AbortSignal },
+  { signal, ...options }: Omit<StackOptions, 'home' | 'env' | 'temporal'> & { signal: AbortSignal },
 ): Promise<Session> {
   const { home, variables: env, foreign } = environment
   const running = readStack(home)
@@ -38,11 +97,8 @@ export async function openSession(
     }
     const { address, namespace, ui } = running
     const target = foreign ?? { connectionOptions: { address }, namespace }
-    return {
-      client: await connectClient(target, { timeoutMs: answerMs, signal }),
-      ui,
-      stack: undefined,
-    }
+    const client = await connectClient(target, { timeoutMs: answerMs, signal })
+    return { client, ui, stack: undefined }
   }
   if (!foreign) {
     const stack = await startStack({ ...options, home, env })
@@ -57,11 +113,7 @@ export async function openSession(
   return { client, ui: '', stack: await startStack({ ...options, home, env, temporal }) }
 }
 
-async function connectTo(
-  stack: Stack,
-  target: Parameters<typeof connectClient>[0],
-  signal: AbortSignal,
-) {
+async function connectTo(stack: Stack, target: TemporalTarget, signal: AbortSignal) {
   try {
     return await connectClient(target, { timeoutMs: startMs, signal })
   } catch (error) {

@@ -2,6 +2,7 @@ import { spawn } from 'node:child_process'
 import { mkdirSync } from 'node:fs'
 import { join } from 'node:path'
 
+import { FspoError } from '../infra/errors.ts'
 import { bundleWorkflows } from './bundle.ts'
 import { keepChild, type Child } from './children.ts'
 import { packageRoot, program } from './paths.ts'
@@ -23,6 +24,8 @@ export interface StackOptions {
   simulatorPort?: number
   /** Told when a child died and is started again. */
   onDeath?: (name: string, reason: string) => void
+  /** Told when a child does not come up whatever is done. */
+  onHopeless?: (error: FspoError) => void
 }
 
 export interface Stack {
@@ -39,6 +42,7 @@ const workerQueues = {
   llm: ['fspo-llm'],
   gpu: ['fspo-gpu'],
 }
+const mostDeaths = 6 // in quick succession
 const graceMs = 45_000 // a training engine saves its checkpoint in this time
 
 /**
@@ -95,7 +99,7 @@ function workerCommand(name: keyof typeof workerQueues): string[] {
   return [...program('worker'), '--with-parent', '--queues', workerQueues[name].join(',')]
 }
 
-function createChildren({ home, env, onDeath }: StackOptions, info: StackInfo) {
+function createChildren({ home, env, onDeath, onHopeless }: StackOptions, info: StackInfo) {
   const children: Child[] = []
   const guards = new Map<string, () => void>()
   let isOver = false
@@ -123,7 +127,12 @@ function createChildren({ home, env, onDeath }: StackOptions, info: StackInfo) {
         env: childEnv,
         logFile: join(home, 'logs', `${name}.log`),
         onChange: (pid) => record(name, pid),
-        onDeath: (reason) => onDeath?.(name, reason),
+        onDeath(reason, deaths) {
+          onDeath?.(name, reason)
+          if (deaths < mostDeaths) return
+          const log = join(home, 'logs', `${name}.log`)
+          onHopeless?.(new FspoError('StackFailed', `${name} keeps dying (${reason}): see ${log}`))
+        },
       }),
     )
   }

@@ -1,66 +1,51 @@
 import { defaultOperations } from '../activities/presets.ts'
 import { FspoError } from '../infra/errors.ts'
 import { readEnvironment } from './deps.ts'
-import { exitCodes, type ExitCode } from './exits.ts'
-import { onInterrupt } from './interrupts.ts'
+import type { ExitCode } from './exits.ts'
+import { withSession } from './session.ts'
 import { readSettings } from './settings.ts'
-import { startStack } from './stack.ts'
-import { readStack } from './stackfile.ts'
-import { connectClient, ensureSearchAttributes } from './temporal.ts'
+import { readStack, type StackInfo } from './stackfile.ts'
 
-/** `fspo up`: the whole stack until Ctrl-C. */
-export async function up(flags: {
+/** Flags of `fspo up`. */
+export interface UpFlags {
   port?: number
   uiPort?: number
   simulatorPort?: number
   config?: string
-}): Promise<ExitCode> {
+}
+
+/** `fspo up`: the whole stack until Ctrl-C. @throws FspoError 'StackRunning' and what withSession throws */
+export async function up({ config, ...ports }: UpFlags): Promise<ExitCode> {
   const environment = readEnvironment()
-  const { home, foreign, variables: env } = environment
-  const running = readStack(home)
-  if (running) {
-    throw new FspoError(
-      'StackRunning',
-      `a stack is up already (process ${running.owner.pid}, ${running.ui || running.address}): use it or stop it`,
-    )
-  }
-  const { config, ...ports } = flags
-  const operations = config ? (await readSettings({ config }, [])).operations : defaultOperations
-  const simulated = Object.values(operations.models).filter(({ baseUrl }) => baseUrl === undefined)
-  const temporal = foreign && {
-    address: foreign.connectionOptions.address ?? '',
-    namespace: foreign.namespace,
-  }
-  let kill = () => {}
-  const signal = onInterrupt(() => {
-    kill()
-    process.exit(exitCodes.interrupted)
+  const running = readStack(environment.home)
+  if (running) throw upAlready(`process ${running.owner.pid}, ${running.ui || running.address}`)
+  const { models } = config ? (await readSettings({ config }, [])).operations : defaultOperations
+  const simulated = Object.values(models).filter(({ baseUrl }) => baseUrl === undefined)
+  return withSession(
+    environment,
+    { ...ports, models: simulated.map(({ model }) => model), say: console.log },
+    async ({ stack }, signal) => {
+      if (!stack) throw upAlready('elsewhere: workers serve the queue fspo')
+      printStack(stack.info)
+      await aborted(signal)
+      return 'interrupted'
+    },
+  )
+}
+
+function printStack({ address, ui, simulator }: StackInfo) {
+  console.log(`Temporal   ${address}${ui && `   ${ui}`}`)
+  if (simulator) console.log(`simulator  ${simulator}`)
+  console.log('workers    fspo+fspo-io, fspo-llm, fspo-gpu\nCtrl-C stops all of it')
+}
+
+function aborted(signal: AbortSignal): Promise<void> {
+  return new Promise((resolve) => {
+    if (signal.aborted) resolve()
+    signal.addEventListener('abort', () => resolve(), { once: true })
   })
-  if (foreign) {
-    const client = await connectClient(foreign, { timeoutMs: 5_000, signal })
-    await ensureSearchAttributes(client)
-    await client.connection.close()
-  }
-  const stack = await startStack({
-    ...ports,
-    home,
-    env,
-    models: simulated.map(({ model }) => model),
-    ...(temporal && { temporal }),
-    onDeath: (name, reason) => console.log(`${name} died (${reason}) and is started again`),
-  })
-  kill = stack.kill
-  try {
-    const { address, namespace, ui, simulator } = stack.info
-    const target = foreign ?? { connectionOptions: { address }, namespace }
-    const client = await connectClient(target, { timeoutMs: 60_000, signal })
-    await client.connection.close()
-    console.log(`Temporal   ${address}${ui && `   ${ui}`}`)
-    if (simulator) console.log(`simulator  ${simulator}`)
-    console.log('workers    fspo+fspo-io, fspo-llm, fspo-gpu\nCtrl-C stops all of it')
-    await new Promise((resolve) => signal.addEventListener('abort', resolve, { once: true }))
-  } finally {
-    await stack.stop()
-  }
-  return 'interrupted'
+}
+
+function upAlready(where: string): FspoError {
+  return new FspoError('StackRunning', `a stack is up already (${where}): use it or stop it`)
 }

@@ -69,7 +69,9 @@ export async function stage(input: StageInput): Promise<StageProgress> {
       settle(progress, 'sealed', sealed)
     }
   }
-  progress.seconds = (Date.now() - startedAt) / 1000
+  // An engine's stage may wait long for its machine; that is not its time.
+  const worked = plan.kind === 'engine' && !plan.sealed ? progress.summary?.seconds : undefined
+  progress.seconds = worked ?? (Date.now() - startedAt) / 1000
   // Still to come: this task's completion, the attributes and the workflow's own end.
   progress.events = workflowInfo().historyLength + 3
   upsertSearchAttributes(advance([progress]))
