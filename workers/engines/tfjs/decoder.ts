@@ -4,7 +4,7 @@ import type { Tensor } from '@tensorflow/tfjs-core'
 import type { Kernels } from './kernels.ts'
 import { layerForward, layerWeights, mlpForward } from './layer.ts'
 import { finalLogits, type Llama } from './llama.ts'
-import { planTrees, type Plan, type Tree } from './tree.ts'
+import { planTrees, type Tree } from './tree.ts'
 
 /** Slots that generate in step: `units` of `width` slots share a tree's prefix; each slot has one branch. */
 export interface Slots {
@@ -83,12 +83,11 @@ function layOut({ trees, width, units }: Slots, padId: number) {
   const slotCount = slotBranches.length
   const prefix = Math.max(...units.map(({ tree }) => trees[tree]!.prefix.length))
   const own = Math.max(...slotBranches.map((branch) => branches[branch]!.query.length))
-  const keysOf = keyPlaces(plan)
   const pad = plan.tokens.length - 1
   const prefixTokens = new Int32Array(units.length * prefix).fill(pad)
   const prefixLengths = units.map(({ tree }) => trees[tree]!.prefix.length)
   units.forEach(({ tree }, u) => {
-    prefixTokens.set(keysOf(firstBranch[tree]!).subarray(0, prefixLengths[u]), u * prefix)
+    prefixTokens.set(plan.branchTokens[firstBranch[tree]!]!.slice(0, prefixLengths[u]), u * prefix)
   })
   const ownTokens = new Int32Array(slotCount * own).fill(pad)
   const ownLengths = slotBranches.map((branch) => branches[branch]!.query.length)
@@ -96,19 +95,13 @@ function layOut({ trees, width, units }: Slots, padId: number) {
   slotBranches.forEach((branch, slot) => {
     const from = prefixLengths[Math.floor(slot / width)]!
     const length = ownLengths[slot]!
-    ownTokens.set(keysOf(branch).subarray(from, from + length), slot * own)
+    ownTokens.set(plan.branchTokens[branch]!.slice(from, from + length), slot * own)
     starts[slot] = from + length
   })
   return {
     ...{ plan, slotCount, slotBranches, width, prefix, own, unitCount: units.length },
     ...{ prefixTokens, prefixLengths, ownTokens, ownLengths, starts },
   }
-}
-
-/** Tokens a branch sees: the branch group is the plan's last. */
-function keyPlaces({ groups }: Plan): (branch: number) => Int32Array {
-  const { keyIndex, keys } = groups.at(-1)!
-  return (branch) => keyIndex.subarray(branch * keys, (branch + 1) * keys)
 }
 
 /** Runs the prompts and gathers the caches from what their layers computed. */

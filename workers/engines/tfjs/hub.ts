@@ -15,7 +15,10 @@ const hubConfigSchema = z.object({
   num_key_value_heads: z.int().positive(),
   max_position_embeddings: z.int().positive(),
   rms_norm_eps: z.number().positive(),
-  rope_theta: z.number().positive(),
+  rope_theta: z.number().positive().optional(),
+  rope_parameters: z
+    .object({ rope_type: z.literal('default'), rope_theta: z.number().positive() })
+    .optional(), // where transformers 5 keeps it
   tie_word_embeddings: z.literal(true),
   vocab_size: z.int().positive(),
 })
@@ -79,7 +82,7 @@ export function configOf(text: string, path: string): LlamaConfig {
     hidden: hub.intermediate_size,
     vocabulary: hub.vocab_size,
     context: hub.max_position_embeddings,
-    ropeTheta: hub.rope_theta,
+    ropeTheta: hub.rope_parameters?.rope_theta ?? hub.rope_theta ?? 10_000,
     epsilon: hub.rms_norm_eps,
   }
 }

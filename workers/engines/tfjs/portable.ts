@@ -41,10 +41,13 @@ function movement() {
     reshape: (x: Tensor, shape: number[]) => tf.reshape(x, shape),
     concat: (parts: Tensor[], axis = 0) => tf.concat(parts, axis),
     splitColumns: (x: Tensor, widths: number[]) => tf.split(x, widths, 1),
-    rows: (x: Tensor, index: Tensor) => tf.gather(x, index.as1D()),
+    rows: (x: Tensor, index: Tensor) => tf.tidy(() => tf.gather(x, tf.reshape(index, [index.size]))),
     rowSums: (x: Tensor, index: Tensor) => tf.tidy(() => tf.sum(tf.gather(x, index), 0)),
     scatter: (x: Tensor, { index, count }: { index: Tensor; count: number }) =>
-      tf.tidy(() => tf.matMul(tf.cast(tf.oneHot(index.as1D(), count), 'float32'), x.as2D(index.size, -1), true)),
+      tf.tidy(() => {
+        const ones = tf.oneHot(tf.reshape(index, [index.size]), count)
+        return tf.matMul(tf.cast(ones, 'float32'), x, true)
+      }),
     split(flat: Tensor, shapes: number[][]) {
       let start = 0
       return shapes.map((shape) => {
@@ -80,7 +83,7 @@ function createRotation(positions: Int32Array, table: RotationTable): Rotation {
 
 function createAdam({ weights, first, second }: AdamState) {
   const count = weights.length
-  let state = [weights, first ?? new Float32Array(count), second ?? new Float32Array(count)].map(
+  let state: Tensor[] = [weights, first ?? new Float32Array(count), second ?? new Float32Array(count)].map(
     (values) => tf.keep(tf.tensor1d(values)),
   )
   return {
@@ -96,7 +99,7 @@ function createAdam({ weights, first, second }: AdamState) {
         return [tf.sub(w!, tf.mul(move, learningRate)), m1, v1]
       })
       tf.dispose(state)
-      state = next.map((tensor) => tf.keep(tensor.as1D()))
+      state = next.map((tensor) => tf.keep(tensor))
     },
     weights: () => tf.clone(state[0]!),
     moments: () => ({

@@ -30,12 +30,14 @@ export interface Plan {
   targets: Int32Array // ends with 0 for the pad token
   segments: Int32Array // answer each source belongs to, counted through trees and branches; no pad
   lengths: number[] // scored tokens of each answer
+  branchTokens: number[][] // what each branch sees: prefix, query and answers; empty unless shared
 }
 
 interface Row {
   queries: number[] // tokens
   keys: number[]
-  sees(query: number, key: number): boolean // by place in the row
+  /** Ranges of keys, by place in the row, that a query sees: from, to (exclusive), from, to, … */
+  sees(query: number): number[]
 }
 
 const hidden = -1e9
@@ -73,6 +75,7 @@ function createLayout() {
     targets: [] as number[],
     segments: [] as number[],
     lengths: [] as number[],
+    branchTokens: [] as number[][],
   }
 }
 type Layout = ReturnType<typeof createLayout>
@@ -106,12 +109,13 @@ function layShared(layout: Layout, trees: Tree[]) {
   const prefixRows = prefixes.filter((places) => places.length > 0)
   if (prefixRows.length > 0) {
     layout.rowGroups.push(
-      prefixRows.map((places) => ({ queries: places, keys: places, sees: (q, k) => k <= q })),
+      prefixRows.map((places) => ({ queries: places, keys: places, sees: causal })),
     )
   }
   const rows = trees.flatMap(({ branches }, i) =>
     branches.map((branch) => layBranch(layout, prefixes[i]!, branch)),
   )
+  layout.branchTokens = rows.map(({ keys }) => keys)
   layout.rowGroups.push(rows)
 }
 
@@ -119,22 +123,26 @@ function layBranch(layout: Layout, prefix: number[], branch: Tree['branches'][nu
   const start = prefix.length + branch.query.length
   const query = place(layout, branch.query, prefix.length)
   const own = [...query]
-  const answerOf = query.map(() => -1)
-  branch.answers.forEach((ids, i) => {
+  const firstOf = query.map(() => 0) // where the answer a token belongs to starts in `own`
+  for (const ids of branch.answers) {
     const places = place(layout, ids, start)
+    firstOf.push(...ids.map(() => own.length))
     own.push(...places)
-    answerOf.push(...ids.map(() => i))
     score(layout, { ids, places, before: query.at(-1) ?? prefix.at(-1) })
-  })
+  }
+  const [context, { length }] = [prefix.length + query.length, prefix]
   return {
     queries: own,
     keys: [...prefix, ...own],
-    sees(q, k) {
-      const other = k - prefix.length
-      if (other < 0) return true
-      return other <= q && (answerOf[other] === -1 || answerOf[other] === answerOf[q])
+    sees(q) {
+      const first = firstOf[q]!
+      return first === 0 ? [0, length + q + 1] : [0, context, length + first, length + q + 1]
     },
   }
+}
+
+function causal(query: number): number[] {
+  return [0, query + 1]
 }
 
 function layDuplicated(layout: Layout, { prefix, branches }: Tree) {
@@ -145,7 +153,7 @@ function layDuplicated(layout: Layout, { prefix, branches }: Tree) {
       const places = place(layout, ids, context.length)
       score(layout, { ids, places, before: context.at(-1) })
       const all = [...context, ...places]
-      layout.rowGroups[0].push({ queries: all, keys: all, sees: (q, k) => k <= q })
+      layout.rowGroups[0].push({ queries: all, keys: all, sees: causal })
     }
   }
 }
@@ -163,12 +171,12 @@ function finish(layout: Layout): Plan {
     tokens: Int32Array.from([...layout.tokens, 0]),
     positions: Int32Array.from([...layout.positions, 0]),
     prefixTokens,
-    groups: layout.rowGroups.map((rows) => {
+    groups: layout.rowGroups.flatMap((rows) => {
       const selected = rows.map((row) => ({
         row,
         places: row.queries.map((token, place) => ({ place, output: token })),
       }))
-      return packGroup(selected, { pad, outputPad: pad })
+      return alike(selected).map((group) => packGroup(group, { pad, outputPad: pad }))
     }),
     lastGroups: layout.rowGroups.flatMap((rows) => {
       const selected = rows.flatMap((row) => {
@@ -177,18 +185,36 @@ function finish(layout: Layout): Plan {
         )
         return places.length > 0 ? [{ row, places }] : []
       })
-      return selected.length > 0 ? [packGroup(selected, { pad, outputPad: sources.length })] : []
+      return alike(selected).map((group) => packGroup(group, { pad, outputPad: sources.length }))
     }),
     sources: Int32Array.from([...sources, pad]),
     targets: Int32Array.from([...layout.targets, 0]),
     segments: Int32Array.from(segments),
     lengths,
+    branchTokens: layout.branchTokens,
   }
+}
+
+interface Selection {
+  row: Row
+  places: { place: number; output: number }[]
+}
+
+/** Rows of like size together, so that padding costs little: none has less than a third of the largest. */
+function alike(selected: Selection[]): Selection[][] {
+  const area = ({ row, places }: Selection) => places.length * row.keys.length
+  const groups: Selection[][] = []
+  for (const one of selected.toSorted((a, b) => area(b) - area(a))) {
+    const last = groups.at(-1)
+    if (last && area(one) * 3 >= area(last[0]!)) last.push(one)
+    else groups.push([one])
+  }
+  return groups
 }
 
 /** Pads the selected queries of each row, and its keys, to rectangles. */
 function packGroup(
-  selected: { row: Row; places: { place: number; output: number }[] }[],
+  selected: Selection[],
   { pad, outputPad }: { pad: number; outputPad: number },
 ): Group {
   const queries = Math.max(...selected.map(({ places }) => places.length))
@@ -203,7 +229,8 @@ function packGroup(
       queryIndex[r * queries + q] = row.queries[place]!
       outputIndex[r * queries + q] = output
       const start = (r * queries + q) * keys
-      for (let k = 0; k < row.keys.length; k++) if (row.sees(place, k)) bias[start + k] = 0
+      const ranges = row.sees(place)
+      for (let i = 0; i < ranges.length; i += 2) bias.fill(0, start + ranges[i]!, start + ranges[i + 1]!)
     })
   })
   return { rows: selected.length, queries, keys, queryIndex, outputIndex, keyIndex, bias }
