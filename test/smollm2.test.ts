@@ -78,6 +78,7 @@ test("refusals in the server's own shapes say why", async () => {
     const error = await replay(name, (url) => refusedBy(url, { model }))
     assert.equal(error.type, type)
     assert.match(error.message, message)
+    assert.doesNotMatch(error.message, /"(detail|error)"/)
     assert.equal(error.retryable, retryable)
   }
 })
