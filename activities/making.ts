@@ -149,8 +149,12 @@ async function keepEvents({ store }: Dependencies, prefix: string, folder: strin
   if (paths.includes(path)) await store.putFile(`${prefix}/events.jsonl`, path)
 }
 
-/** The files of a checkpoint folder, by their name in it. */
+/**
+ * The files of a checkpoint folder, by their name in it. The engine's own manifest stays behind: it depends on
+ * local paths, and the shard's manifest takes its place.
+ */
 async function filesIn(folder: string): Promise<Record<string, string>> {
   const paths = await walk(folder)
-  return Object.fromEntries(paths.map((path) => [path.slice(folder.length + 1), path]))
+  const files = paths.map((path): [string, string] => [path.slice(folder.length + 1), path])
+  return Object.fromEntries(files.filter(([name]) => name !== 'manifest.json'))
 }

@@ -1,0 +1,90 @@
+import { spawn, type ChildProcess } from 'node:child_process'
+import { mkdirSync, mkdtempSync, readFileSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+
+import type { StackInfo } from '../workers/stackfile.ts'
+
+const cli = fileURLToPath(new URL('../workers/cli.ts', import.meta.url))
+
+/** What a command left when it ended. */
+export interface Ended {
+  code: number | null
+  stdout: string
+  stderr: string
+}
+
+export interface Command {
+  child: ChildProcess
+  ended: Promise<Ended>
+}
+
+/** A fresh working folder; FSPO_HOME is its `.fspo`. */
+export function freshFolder(): string {
+  const folder = mkdtempSync(join(tmpdir(), 'fspo-cli-'))
+  mkdirSync(join(folder, '.fspo'))
+  return folder
+}
+
+/** Starts `fspo …` in a folder, with no Temporal server but its own. */
+export function startFspo(
+  folder: string,
+  args: string[],
+  env: Record<string, string> = {},
+): Command {
+  const { TEMPORAL_ADDRESS: _, ...inherited } = process.env
+  const child = spawn(process.execPath, ['--import', import.meta.resolve('tsx'), cli, ...args], {
+    cwd: folder,
+    env: { ...inherited, FSPO_HOME: join(folder, '.fspo'), ...env },
+    stdio: ['ignore', 'pipe', 'pipe'],
+  })
+  let stdout = ''
+  let stderr = ''
+  child.stdout?.on('data', (chunk) => (stdout += chunk))
+  child.stderr?.on('data', (chunk) => (stderr += chunk))
+  const kill = () => child.kill('SIGKILL')
+  process.on('exit', kill)
+  const ended = new Promise<Ended>((resolve) => {
+    child.once('close', (code) => {
+      process.off('exit', kill)
+      resolve({ code, stdout, stderr })
+    })
+  })
+  return { child, ended }
+}
+
+/** Runs `fspo …` to its end. */
+export function fspo(folder: string, args: string[], env?: Record<string, string>): Promise<Ended> {
+  return startFspo(folder, args, env).ended
+}
+
+/** What stack.json says now; undefined before and after. */
+export function stackOf(folder: string): StackInfo | undefined {
+  try {
+    return JSON.parse(readFileSync(join(folder, '.fspo', 'stack.json'), 'utf8'))
+  } catch {
+    return undefined
+  }
+}
+
+/** Writes a configuration and returns its path. */
+export function writeConfig(folder: string, content: unknown): string {
+  const path = join(folder, 'fspo.json')
+  writeFileSync(path, typeof content === 'string' ? content : JSON.stringify(content))
+  return path
+}
+
+/** Resolves with the first value that is not undefined. */
+export async function eventually<Value>(
+  read: () => Promise<Value | undefined> | Value | undefined,
+  timeoutMs = 120_000,
+): Promise<Value> {
+  const until = Date.now() + timeoutMs
+  for (;;) {
+    const value = await read()
+    if (value !== undefined) return value
+    if (Date.now() > until) throw new Error(`nothing within ${timeoutMs} ms: ${read}`)
+    await new Promise((resolve) => setTimeout(resolve, 20))
+  }
+}
