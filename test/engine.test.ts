@@ -19,7 +19,8 @@ import { planTrees, type Tree } from '../workers/engines/tfjs/tree.ts'
 import { fixtures, reference, relativeError, tinyCheckpoint } from './nano.ts'
 
 const backends = [{ wasm: false }, { wasm: true }]
-for (const { wasm } of backends) describe(wasm ? 'on WebAssembly' : 'on libtensorflow', () => suite(wasm))
+for (const { wasm } of backends)
+  describe(wasm ? 'on WebAssembly' : 'on libtensorflow', () => suite(wasm))
 
 function suite(wasm: boolean) {
   let kernels: Kernels
@@ -33,7 +34,10 @@ function suite(wasm: boolean) {
   })
 
   /** Loss, metrics and gradient of one step over the trees. */
-  function step(trees: Tree[], options: { objective?: Objective; shared?: boolean; references?: number[][] } = {}) {
+  function step(
+    trees: Tree[],
+    options: { objective?: Objective; shared?: boolean; references?: number[][] } = {},
+  ) {
     const { objective = 'ipo_sum', shared = true } = options
     const references = new Map<Tree, Float64Array>()
     let at = 0
@@ -63,7 +67,10 @@ function suite(wasm: boolean) {
       const tree = trees.get(episode) ?? { prefix: encode(prefix), branches: [] }
       trees.set(episode, tree)
       const texts = objective === 'pref_ft' ? [chosen] : [chosen, rejected]
-      tree.branches.push({ query: encode(query), answers: texts.map((text) => [...encode(text), endId]) })
+      tree.branches.push({
+        query: encode(query),
+        answers: texts.map((text) => [...encode(text), endId]),
+      })
     }
     return [...trees.values()]
   }
@@ -88,7 +95,9 @@ function suite(wasm: boolean) {
       assert.ok(relativeError(logpsOf(trees, true), logpsOf(trees, false)) < 1e-6)
       const references = trees.flatMap(({ branches }) => branches.map(() => [-60, -55]))
       for (const objective of ['ipo_sum', 'ipo_mean', 'dpo'] as const) {
-        const [shared, plain] = [true, false].map((one) => step(trees, { objective, references, shared: one }))
+        const [shared, plain] = [true, false].map((one) =>
+          step(trees, { objective, references, shared: one }),
+        )
         assert.ok(Math.abs(shared!.loss / plain!.loss - 1) < 1e-4, objective)
         assert.ok(relativeError(shared!.gradient, plain!.gradient) < 1e-4, objective)
       }
@@ -106,7 +115,10 @@ function suite(wasm: boolean) {
     const path = join(fixtures, 'engine-gradients.safetensors')
     const expected = decodeSafetensors(readFileSync(path), path)
     for (const objective of ['pref_ft', 'ipo_sum', 'ipo_mean', 'dpo'] as const) {
-      const { loss, gradient } = step(referenceTrees(objective), { objective, references: reference.references })
+      const { loss, gradient } = step(referenceTrees(objective), {
+        objective,
+        references: reference.references,
+      })
       const { loss: torchLoss, norm } = reference.single[objective]!
       assert.ok(Math.abs(loss / torchLoss - 1) < 1e-4, `${objective} ${loss} ${torchLoss}`)
       assert.ok(Math.abs(Math.hypot(...gradient) / norm - 1) < 1e-4, objective)
@@ -135,7 +147,9 @@ function suite(wasm: boolean) {
     }
     const expected = reference.logps.flat()
     assert.ok(relativeError(forward(honest), expected) < 1e-6)
-    const running = honest.positions.map((position, i) => (i < honest.prefixTokens ? position : i % 150))
+    const running = honest.positions.map((position, i) =>
+      i < honest.prefixTokens ? position : i % 150,
+    )
     assert.ok(relativeError(forward({ ...honest, positions: running }), expected) > 1e-3)
     const open = [honest.groups, honest.lastGroups].map((groups) =>
       groups.map((group) => ({ ...group, bias: causalBias(group) })),
@@ -158,7 +172,11 @@ function suite(wasm: boolean) {
 
   test('Adam follows the formula with bias correction', () => {
     const adam = kernels.adam({ weights: Float32Array.of(1, -2, 3) })
-    let [w, m, v] = [[1, -2, 3], [0, 0, 0], [0, 0, 0]]
+    let [w, m, v] = [
+      [1, -2, 3],
+      [0, 0, 0],
+      [0, 0, 0],
+    ]
     for (let t = 1; t <= 3; t++) {
       const g = [0.5 * t, -1e-7, 4]
       m = m.map((x, i) => 0.9 * x + 0.1 * g[i]!)
@@ -167,7 +185,10 @@ function suite(wasm: boolean) {
         const spread = Math.sqrt(v[i]! / (1 - 0.999 ** t)) + 1e-8
         return x - (0.01 * (m[i]! / (1 - 0.9 ** t))) / spread
       })
-      const gradient = kernels.upload(Float32Array.from(g, (x) => 2 * x), [3])
+      const gradient = kernels.upload(
+        Float32Array.from(g, (x) => 2 * x),
+        [3],
+      )
       adam.apply(gradient, { step: t, learningRate: 0.01, scale: 0.5 })
       gradient.dispose()
     }
@@ -186,7 +207,17 @@ function suite(wasm: boolean) {
 }
 
 /** Every query sees all keys up to its own, the other answer's included. */
-function causalBias({ rows, queries, keys, bias }: { rows: number; queries: number; keys: number; bias: Float32Array }) {
+function causalBias({
+  rows,
+  queries,
+  keys,
+  bias,
+}: {
+  rows: number
+  queries: number
+  keys: number
+  bias: Float32Array
+}) {
   const open = Float32Array.from(bias)
   for (let row = 0; row < rows * queries; row++) {
     const last = open.subarray(row * keys, (row + 1) * keys).lastIndexOf(0)

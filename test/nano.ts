@@ -85,7 +85,9 @@ export function trainSpec(folder: string, changes: Record<string, unknown> = {})
     seed: 0,
     maxTokens: 160,
     out: join(folder, 'out'),
-    ...{ beta, learningRate, clip },
+    beta,
+    learningRate,
+    clip,
     ...changes,
   }
 }

@@ -39,14 +39,13 @@ export function parameterCount(config: LlamaConfig): number {
   return parameterShapes(config).reduce((sum, { shape }) => sum + shape[0]! * shape[1]!, 0)
 }
 
-/** Normal weights of deviation 0.02 (residual outputs scaled down by depth), norms 1. */
+/** Normal weights of deviation 1/√width, norms 1: at nano width 0.02 leaves attention asleep for hundreds of steps. */
 export function initialWeights(config: LlamaConfig, seed: number): Float32Array {
   const random = createRandom(seed)
   const weights = new Float32Array(parameterCount(config))
+  const deviation = 1 / Math.sqrt(config.width)
   let at = 0
   for (const { name, shape } of parameterShapes(config)) {
-    const isResidual = name.endsWith('output') || name.endsWith('down')
-    const deviation = isResidual ? 0.02 / Math.sqrt(2 * config.layers) : 0.02
     const isNorm = name.includes('norm')
     const end = at + shape[0]! * shape[1]!
     while (at < end) weights[at++] = isNorm ? 1 : deviation * random.normal()

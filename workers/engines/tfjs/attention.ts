@@ -41,9 +41,13 @@ export function createAttention(kernels: Kernels, groups: Group[], shape: Shape)
   function forward(qkv: Tensor) {
     return tf.tidy(() => {
       const rows = kernels.reshape(qkv, [shape.tokens * 3 * shape.heads, shape.size])
-      const states = groups.map((group, i) => attend(kernels, rows, { group, ...indices[i]!, ...shape }))
+      const states = groups.map((group, i) =>
+        attend(kernels, rows, { group, ...indices[i]!, ...shape }),
+      )
       const buffer = kernels.concat([
-        ...states.map(({ output, q }) => kernels.reshape(output, [q.size / shape.size, shape.size])),
+        ...states.map(({ output, q }) =>
+          kernels.reshape(output, [q.size / shape.size, shape.size]),
+        ),
         zero,
       ])
       const gathered = kernels.rows(buffer, outputIndex)
@@ -132,7 +136,8 @@ function uploadOutputIndex(kernels: Kernels, groups: Group[], { heads, outputs }
   for (const { outputIndex } of groups) {
     outputIndex.forEach((output, place) => {
       if (output === outputs - 1) return // the pad row
-      for (let h = 0; h < heads; h++) index[output * heads + h] = start + h * outputIndex.length + place
+      for (let h = 0; h < heads; h++)
+        index[output * heads + h] = start + h * outputIndex.length + place
     })
     start += heads * outputIndex.length
   }

@@ -17,7 +17,10 @@ export interface Batch {
 }
 
 /** Uploads a plan. */
-export function openBatch({ kernels, config }: { kernels: Kernels; config: LlamaConfig }, { plan, table }: { plan: Plan; table: RotationTable }): Batch {
+export function openBatch(
+  { kernels, config }: { kernels: Kernels; config: LlamaConfig },
+  { plan, table }: { plan: Plan; table: RotationTable },
+): Batch {
   const { heads, width } = config
   const tokens = plan.tokens.length
   const shape = { heads, size: width / heads, tokens, prefixTokens: plan.prefixTokens }
@@ -28,7 +31,9 @@ export function openBatch({ kernels, config }: { kernels: Kernels; config: Llama
     targets: kernels.upload(plan.targets, [plan.targets.length]),
     rotation: kernels.rotation(plan.positions, table),
     attention: createAttention(kernels, plan.groups, { ...shape, outputs: tokens }),
-    lastAttention: createAttention(kernels, plan.lastGroups, { ...shape, outputs: plan.sources.length }),
+    lastAttention: createAttention(kernels, plan.lastGroups, {
+      ...shape,
+      outputs: plan.sources.length,
+    }),
   }
 }
-

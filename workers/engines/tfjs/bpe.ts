@@ -44,8 +44,7 @@ export function learnBpe(
 export function byteAlphabet(): string[] {
   let next = 256
   return Array.from({ length: 256 }, (_, byte) => {
-    const isPrintable =
-      (byte >= 33 && byte <= 126) || (byte >= 161 && byte <= 172) || byte >= 174
+    const isPrintable = (byte >= 33 && byte <= 126) || (byte >= 161 && byte <= 172) || byte >= 174
     return String.fromCodePoint(isPrintable ? byte : next++)
   })
 }
@@ -59,7 +58,8 @@ function countWords(documents: string[], specialTokens: string[]): [string, numb
   const pattern = separator === '' ? undefined : new RegExp(separator, 'u')
   for (const document of documents) {
     for (const part of pattern ? document.split(pattern) : [document]) {
-      for (const word of part.match(wordPattern) ?? []) counts.set(word, (counts.get(word) ?? 0) + 1)
+      for (const word of part.match(wordPattern) ?? [])
+        counts.set(word, (counts.get(word) ?? 0) + 1)
     }
   }
   return [...counts].sort(([a, x], [b, y]) => y - x || (a < b ? -1 : 1))
@@ -111,7 +111,10 @@ function createPairs() {
   return { count, best, wordsWith }
 }
 
-function merge(ids: number[], { left, right, into }: { left: number; right: number; into: number }): number[] {
+function merge(
+  ids: number[],
+  { left, right, into }: { left: number; right: number; into: number },
+): number[] {
   const merged: number[] = []
   for (let i = 0; i < ids.length; i++) {
     if (ids[i] === left && ids[i + 1] === right) {

@@ -29,9 +29,7 @@ const manifestSchema = z.object({
   v: z.literal(1),
   step: z.int().nonnegative(),
   recipe: z.string(), // hash of the spec that made it
-  files: z.array(
-    z.object({ name: z.string(), bytes: z.int().nonnegative(), sha256: z.string() }),
-  ),
+  files: z.array(z.object({ name: z.string(), bytes: z.int().nonnegative(), sha256: z.string() })),
 })
 type Manifest = z.infer<typeof manifestSchema>
 
@@ -60,7 +58,8 @@ export async function saveCheckpoint(
   const temporary = `${folder}.tmp-${process.pid}`
   await rm(temporary, { recursive: true, force: true })
   await mkdir(temporary, { recursive: true })
-  for (const [name, content] of Object.entries(files)) await writeFile(join(temporary, name), content)
+  for (const [name, content] of Object.entries(files))
+    await writeFile(join(temporary, name), content)
   await writeFile(join(temporary, 'manifest.json'), JSON.stringify(manifest, null, 2))
   await rm(folder, { recursive: true, force: true })
   await rename(temporary, folder)
@@ -100,11 +99,16 @@ export async function describeFolder(
 export async function loadProgress(folder: string, count: number): Promise<Progress> {
   const manifest = await readManifest(folder)
   const path = join(folder, 'optimizer.safetensors')
-  const tensors = decodeSafetensors(await readVerified(folder, 'optimizer.safetensors', manifest), path)
+  const tensors = decodeSafetensors(
+    await readVerified(folder, 'optimizer.safetensors', manifest),
+    path,
+  )
   const pick = (name: string) => {
     const values = tensors.get(name)?.values
     if (values?.length === count) return values
-    throw corrupt(`${path}: tensor ${name} is missing or has ${values?.length ?? 0} of ${count} values`)
+    throw corrupt(
+      `${path}: tensor ${name} is missing or has ${values?.length ?? 0} of ${count} values`,
+    )
   }
   return { step: manifest?.step ?? 0, first: pick('first'), second: pick('second') }
 }
@@ -113,7 +117,9 @@ export async function loadProgress(folder: string, count: number): Promise<Progr
 export async function resumableFolders(work: string): Promise<string[]> {
   if (!existsSync(work)) return []
   const names = (await readdir(work)).filter((name) => /^step-\d{6,}$/.test(name))
-  return names.sort((a, b) => Number(b.slice(5)) - Number(a.slice(5))).map((name) => join(work, name))
+  return names
+    .sort((a, b) => Number(b.slice(5)) - Number(a.slice(5)))
+    .map((name) => join(work, name))
 }
 
 async function readManifest(folder: string): Promise<Manifest | undefined> {
@@ -154,5 +160,8 @@ function momentTensors({ first, second }: Progress): NamedTensor[] {
 }
 
 function corrupt(what: string): FspoError {
-  return new FspoError('CorruptCheckpoint', `${what}: restore the checkpoint folder or train it again`)
+  return new FspoError(
+    'CorruptCheckpoint',
+    `${what}: restore the checkpoint folder or train it again`,
+  )
 }

@@ -71,7 +71,10 @@ export async function loadDataset(
     )
   }
   if (units.length === 0) {
-    throw new FspoError('NoData', `No rows to train on in ${paths.join(', ')}: check the spec's data`)
+    throw new FspoError(
+      'NoData',
+      `No rows to train on in ${paths.join(', ')}: check the spec's data`,
+    )
   }
   return dataset
 }
@@ -106,7 +109,10 @@ function episodeUnits(
       continue
     }
     if (tree.prefix.length + tree.query.length === 0) {
-      throw new FspoError('BadRow', `Episode ${episode} has neither prefix nor query: nothing predicts its answers`)
+      throw new FspoError(
+        'BadRow',
+        `Episode ${episode} has neither prefix nor query: nothing predicts its answers`,
+      )
     }
     const trees = groups.get(group) ?? new Map<string, Tree>()
     groups.set(group, trees)
@@ -117,7 +123,13 @@ function episodeUnits(
   }
   const units = [...groups.values()].map((trees) => [...trees.values()])
   const all = units.flat()
-  return { units, rows: rows.length, dropped, episodes: all.length, prefixTokensSaved: tokensSaved(all) }
+  return {
+    units,
+    rows: rows.length,
+    dropped,
+    episodes: all.length,
+    prefixTokensSaved: tokensSaved(all),
+  }
 }
 
 function ended(tokenizer: Tokenizer, text: string): number[] {
@@ -160,7 +172,8 @@ export function chunkTrees(trees: Tree[], budget: number): Tree[][] {
 
 function treeTokens({ prefix, branches }: Tree): number {
   return branches.reduce(
-    (sum, { query, answers }) => sum + query.length + answers.reduce((all, ids) => all + ids.length, 0),
+    (sum, { query, answers }) =>
+      sum + query.length + answers.reduce((all, ids) => all + ids.length, 0),
     prefix.length,
   )
 }

@@ -46,7 +46,10 @@ export function createDecoder(
       const step = {
         layout,
         rotation: kernels.rotation(positions, llama.table),
-        bias: kernels.upload(biasAfter(layout, generated + 1), [1, slotCount * (layout.prefix + layout.own + generated + 1)]),
+        bias: kernels.upload(biasAfter(layout, generated + 1), [
+          1,
+          slotCount * (layout.prefix + layout.own + generated + 1),
+        ]),
         own: layout.own + generated + 1,
         ...slotIndices(kernels, llama, slotCount),
       }
@@ -75,7 +78,9 @@ function layOut({ trees, width, units }: Slots, padId: number) {
     branches: branches.map(({ query }) => ({ query, answers: [[padId]] })), // to get logits after the query
   }))
   const plan = planTrees(asked)
-  const branches = asked.flatMap((tree, t) => tree.branches.map(({ query }) => ({ tree: t, query })))
+  const branches = asked.flatMap((tree, t) =>
+    tree.branches.map(({ query }) => ({ tree: t, query })),
+  )
   const firstBranch = asked.map((_, t) => branches.findIndex(({ tree }) => tree === t))
   const slotBranches = units.flatMap(({ tree, branches: own }) =>
     Array.from({ length: width }, (_, i) => firstBranch[tree]! + (own[i] ?? 0)),
@@ -99,8 +104,18 @@ function layOut({ trees, width, units }: Slots, padId: number) {
     starts[slot] = from + length
   })
   return {
-    ...{ plan, slotCount, slotBranches, width, prefix, own, unitCount: units.length },
-    ...{ prefixTokens, prefixLengths, ownTokens, ownLengths, starts },
+    plan,
+    slotCount,
+    slotBranches,
+    width,
+    prefix,
+    own,
+    unitCount: units.length,
+    prefixTokens,
+    prefixLengths,
+    ownTokens,
+    ownLengths,
+    starts,
   }
 }
 
@@ -121,10 +136,17 @@ function prefill(
     const pick = (rows: Tensor, options: { tokens: Int32Array; part: number; shape: number[] }) =>
       kernels.reshape(kernels.rows(rows, headIndex(kernels, config.heads, options)), options.shape)
     for (let i = 0; i < config.layers; i++) {
-      const layer = layerForward(model, layerWeights(weights, i), { x, batch, isLast: i === config.layers - 1 })
+      const layer = layerForward(model, layerWeights(weights, i), {
+        x,
+        batch,
+        isLast: i === config.layers - 1,
+      })
       x = layer.output
       const rows = kernels.reshape(layer.qkv, [layer.qkv.size / size, size])
-      const shared = { tokens: layout.prefixTokens, shape: [config.heads * unitCount, prefix, size] }
+      const shared = {
+        tokens: layout.prefixTokens,
+        shape: [config.heads * unitCount, prefix, size],
+      }
       const single = { tokens: layout.ownTokens, shape: [config.heads * slotCount, own, size] }
       gathered.push({
         prefixKeys: pick(rows, { ...shared, part: 1 }),
@@ -159,12 +181,17 @@ function slotIndices(kernels: Kernels, { config: { heads } }: Llama, slotCount: 
   const back = Int32Array.from({ length: slotCount * heads }, (_, i) => {
     return (i % heads) * slotCount + Math.floor(i / heads)
   })
-  const [query, key, value] = [0, 1, 2].map((part) => headIndex(kernels, heads, { tokens: slots, part }))
+  const [query, key, value] = [0, 1, 2].map((part) =>
+    headIndex(kernels, heads, { tokens: slots, part }),
+  )
   return { query: query!, key: key!, value: value!, back: kernels.upload(back, [back.length]) }
 }
 
 /** 0 where a slot sees a prefix or own token, very negative at padding. */
-function biasAfter({ slotCount, width, prefix, own, prefixLengths, ownLengths }: Layout, generated: number) {
+function biasAfter(
+  { slotCount, width, prefix, own, prefixLengths, ownLengths }: Layout,
+  generated: number,
+) {
   const columns = prefix + own + generated
   const bias = new Float32Array(slotCount * columns)
   for (let slot = 0; slot < slotCount; slot++) {
@@ -203,11 +230,20 @@ function decodeLayer(
     const single = (index: Tensor) =>
       kernels.reshape(kernels.rows(rows, index), [config.heads * slotCount, 1, size])
     for (const name of ['keys', 'values'] as const) {
-      const grown = kernels.concat([cache[name], single(name === 'keys' ? step.key : step.value)], 1)
+      const grown = kernels.concat(
+        [cache[name], single(name === 'keys' ? step.key : step.value)],
+        1,
+      )
       cache[name].dispose()
       cache[name] = tf.keep(grown)
     }
-    const attended = attendCached(kernels, { heads: config.heads, size, cache, step, query: single(step.query) })
+    const attended = attendCached(kernels, {
+      heads: config.heads,
+      size,
+      cache,
+      step,
+      query: single(step.query),
+    })
     const back = kernels.reshape(kernels.rows(attended, step.back), [slotCount, config.width])
     const middle = kernels.add(x, kernels.product(back, weights.output))
     const mlp = mlpForward({ kernels, config }, weights, middle)
@@ -223,14 +259,25 @@ function attendCached(
   const { heads, size, cache, step, query } = options
   const { slotCount, unitCount, width, prefix } = step.layout
   const batch = heads * slotCount
-  const ownScores = kernels.reshape(kernels.batchProduct(query, cache.keys, { right: true }), [batch, step.own])
+  const ownScores = kernels.reshape(kernels.batchProduct(query, cache.keys, { right: true }), [
+    batch,
+    step.own,
+  ])
   const grouped = kernels.reshape(query, [heads * unitCount, width, size])
   const prefixScores =
     prefix === 0
       ? []
-      : [kernels.reshape(kernels.batchProduct(grouped, cache.prefixKeys, { right: true }), [batch, prefix])]
+      : [
+          kernels.reshape(kernels.batchProduct(grouped, cache.prefixKeys, { right: true }), [
+            batch,
+            prefix,
+          ]),
+        ]
   const columns = prefix + step.own
-  const scores = kernels.reshape(kernels.concat([...prefixScores, ownScores], 1), [heads, slotCount * columns])
+  const scores = kernels.reshape(kernels.concat([...prefixScores, ownScores], 1), [
+    heads,
+    slotCount * columns,
+  ])
   const weights = kernels.softmax(kernels.reshape(kernels.add(scores, step.bias), [batch, columns]))
   const parts = prefix === 0 ? [weights] : kernels.splitColumns(weights, [prefix, step.own])
   const own = kernels.reshape(
@@ -238,6 +285,9 @@ function attendCached(
     [batch, size],
   )
   if (prefix === 0) return own
-  const shared = kernels.batchProduct(kernels.reshape(parts[0]!, [heads * unitCount, width, prefix]), cache.prefixValues)
+  const shared = kernels.batchProduct(
+    kernels.reshape(parts[0]!, [heads * unitCount, width, prefix]),
+    cache.prefixValues,
+  )
   return kernels.add(kernels.reshape(shared, [batch, size]), own)
 }

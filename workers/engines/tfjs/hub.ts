@@ -134,8 +134,10 @@ function hubTensors(config: LlamaConfig): HubTensor[] {
     const start = offset
     offset += rows * columns
     const [layer, part] = name.split('.')
-    if (name === 'embed') return [{ name: 'model.embed_tokens.weight', shape, offset: start, place: same }]
-    if (name === 'norm') return [{ name: 'model.norm.weight', shape: [width], offset: start, place: same }]
+    if (name === 'embed')
+      return [{ name: 'model.embed_tokens.weight', shape, offset: start, place: same }]
+    if (name === 'norm')
+      return [{ name: 'model.norm.weight', shape: [width], offset: start, place: same }]
     const prefix = `model.layers.${layer}.`
     if (part === 'qkv') {
       return ['q_proj', 'k_proj', 'v_proj'].map((projection, which) => ({
@@ -153,7 +155,12 @@ function hubTensors(config: LlamaConfig): HubTensor[] {
       const hub = part === 'norm1' ? 'input_layernorm' : 'post_attention_layernorm'
       return [{ name: `${prefix}${hub}.weight`, shape: [width], offset: start, place: same }]
     }
-    const hub = { output: 'self_attn.o_proj', gate: 'mlp.gate_proj', up: 'mlp.up_proj', down: 'mlp.down_proj' }[part!]!
+    const hub = {
+      output: 'self_attn.o_proj',
+      gate: 'mlp.gate_proj',
+      up: 'mlp.up_proj',
+      down: 'mlp.down_proj',
+    }[part!]!
     const place = (i: number) => (i % rows) * columns + Math.floor(i / rows) // [out, in] to [in, out]
     return [{ name: `${prefix}${hub}.weight`, shape: [columns, rows], offset: start, place }]
   })

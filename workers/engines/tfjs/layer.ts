@@ -39,7 +39,15 @@ interface Model {
 /** The weights of layer `i` among all weights. */
 export function layerWeights(weights: Tensor[], i: number): LayerWeights {
   const [norm1, qkv, output, norm2, gate, up, down] = weights.slice(1 + 7 * i, 8 + 7 * i)
-  return { norm1: norm1!, qkv: qkv!, output: output!, norm2: norm2!, gate: gate!, up: up!, down: down! }
+  return {
+    norm1: norm1!,
+    qkv: qkv!,
+    output: output!,
+    norm2: norm2!,
+    gate: gate!,
+    up: up!,
+    down: down!,
+  }
 }
 
 /** x + attention(norm(x)), then + mlp(norm(.)). The last layer's output has rows only at the sources. */
@@ -107,7 +115,11 @@ export function layerBackward(
   }
 }
 
-function mlpBackward({ kernels }: Model, weights: LayerWeights, { state, dy }: { state: LayerState; dy: Tensor }) {
+function mlpBackward(
+  { kernels }: Model,
+  weights: LayerWeights,
+  { state, dy }: { state: LayerState; dy: Tensor },
+) {
   const { gate, sigmoid, silu, up, product, normed2, inverse2 } = state
   const dDown = kernels.product(product, dy, { left: true })
   const dProduct = kernels.product(dy, weights.down, { right: true })
@@ -159,4 +171,3 @@ export function normBackward(
     return kernels.multiply(kernels.subtract(gradient, kernels.multiply(normed, inner)), inverse)
   })
 }
-

@@ -3,7 +3,13 @@ import type { Tensor } from '@tensorflow/tfjs-core'
 
 import { rotationTable, parameterShapes, type LlamaConfig } from './architecture.ts'
 import { openBatch, type Batch } from './batch.ts'
-import { layerBackward, layerForward, layerWeights, normBackward, type LayerState } from './layer.ts'
+import {
+  layerBackward,
+  layerForward,
+  layerWeights,
+  normBackward,
+  type LayerState,
+} from './layer.ts'
 import type { Kernels, RotationTable } from './kernels.ts'
 import type { Plan } from './tree.ts'
 
@@ -24,9 +30,17 @@ export interface Llama {
   /** Runs `body` with the plan on the device; all tensors but those it returns are disposed. */
   withBatch<Result extends tf.TensorContainer>(plan: Plan, body: (batch: Batch) => Result): Result
   /** Log-probability of each target in nats; with `keep` also the state a backward needs. */
-  forward(weights: Tensor[], batch: Batch, options?: { keep?: boolean }): { logps: Float32Array; state?: ForwardState }
+  forward(
+    weights: Tensor[],
+    batch: Batch,
+    options?: { keep?: boolean },
+  ): { logps: Float32Array; state?: ForwardState }
   /** Flat gradient of sum(slopes * logps). Disposes the state. */
-  backward(weights: Tensor[], batch: Batch, options: { state: ForwardState; slopes: Float32Array }): Tensor
+  backward(
+    weights: Tensor[],
+    batch: Batch,
+    options: { state: ForwardState; slopes: Float32Array },
+  ): Tensor
 }
 
 /** Builds the passes of an architecture on a kernel set. */
@@ -49,7 +63,11 @@ interface Model {
   config: LlamaConfig
 }
 
-function forward(model: Model, weights: Tensor[], { batch, keep }: { batch: Batch; keep: boolean }) {
+function forward(
+  model: Model,
+  weights: Tensor[],
+  { batch, keep }: { batch: Batch; keep: boolean },
+) {
   const { kernels, config } = model
   const layers: LayerState[] = []
   let x = kernels.rows(weights[0]!, batch.tokens)
@@ -83,7 +101,11 @@ export function finalLogits(model: Model, weights: Tensor[], x: Tensor): Tensor 
   return head(model, weights, x).logits
 }
 
-function targetLogps({ kernels, config }: Model, probabilities: Tensor, targets: Int32Array): Float32Array {
+function targetLogps(
+  { kernels, config }: Model,
+  probabilities: Tensor,
+  targets: Int32Array,
+): Float32Array {
   const picked = tf.tidy(() => {
     const index = targets.map((target, i) => i * config.vocabulary + target)
     const flat = kernels.reshape(probabilities, [probabilities.size, 1])
@@ -100,14 +122,19 @@ function backward(
   { batch, state, slopes }: { batch: Batch; state: ForwardState; slopes: Float32Array },
 ): Tensor {
   const { kernels, config } = model
-  const gradients: Tensor[] = new Array<Tensor>(weights.length)
+  const gradients = [...weights] // replaced one by one
   const top = tf.tidy(() => headBackward(model, weights, { batch, state, slopes }))
   gradients[weights.length - 1] = top.norm
   let dx = top.x
   for (let i = config.layers - 1; i >= 0; i--) {
     const isLast = i === config.layers - 1
     const layer = tf.tidy(() =>
-      layerBackward(model, layerWeights(weights, i), { state: state.layers[i]!, dy: dx, batch, isLast }),
+      layerBackward(model, layerWeights(weights, i), {
+        state: state.layers[i]!,
+        dy: dx,
+        batch,
+        isLast,
+      }),
     )
     tf.dispose([dx, state.layers[i]!])
     dx = layer.dx
@@ -116,7 +143,9 @@ function backward(
   return tf.tidy(() => {
     const input = kernels.scatter(dx, { index: batch.tokens, count: config.vocabulary })
     gradients[0] = kernels.add(top.embed, input)
-    const flat = kernels.concat(gradients.map((gradient) => kernels.reshape(gradient, [gradient.size])))
+    const flat = kernels.concat(
+      gradients.map((gradient) => kernels.reshape(gradient, [gradient.size])),
+    )
     tf.dispose([dx, top.embed, ...gradients])
     return flat
   })
@@ -134,7 +163,10 @@ function headBackward(
   const weighted = kernels.multiply(hidden, slope)
   const right = kernels.scatter(weighted, { index: batch.targets, count: config.vocabulary })
   const wrong = kernels.product(probabilities, weighted, { left: true })
-  const towards = kernels.subtract(kernels.rows(embed, batch.targets), kernels.product(probabilities, embed))
+  const towards = kernels.subtract(
+    kernels.rows(embed, batch.targets),
+    kernels.product(probabilities, embed),
+  )
   const dHidden = kernels.multiply(towards, slope)
   const ones = kernels.upload(new Float32Array(slopes.length).fill(1), [1, slopes.length])
   const dNormed = kernels.multiply(dHidden, weights.at(-1)!)
@@ -144,4 +176,3 @@ function headBackward(
     x: normBackward(kernels, { gradient: dNormed, normed, inverse }),
   }
 }
-

@@ -60,7 +60,10 @@ function readSpec(command: string | undefined, path: string | undefined): Engine
   const parsed = engineSpecSchema.safeParse(parseJson(readFileSync(path, 'utf8')))
   if (!parsed.success) {
     const issue = parsed.error.issues[0]!
-    throw new FspoError('BadSpec', `${path}: ${issue.path.join('.') || 'content'}: ${issue.message}`)
+    throw new FspoError(
+      'BadSpec',
+      `${path}: ${issue.path.join('.') || 'content'}: ${issue.message}`,
+    )
   }
   const spec = parsed.data
   if (spec.command !== command) {

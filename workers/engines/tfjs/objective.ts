@@ -53,7 +53,9 @@ function judgePairs(
   for (let i = 0; i < pairs; i++) {
     const [chosen, rejected] = [2 * i, 2 * i + 1]
     const isMean = objective === 'ipo_mean'
-    const scale = [chosen, rejected].map((answer) => (isMean ? 1 / Math.max(1, lengths[answer]!) : 1))
+    const scale = [chosen, rejected].map((answer) =>
+      isMean ? 1 / Math.max(1, lengths[answer]!) : 1,
+    )
     const ratios = [chosen, rejected].map((answer) => logps[answer]! - references[answer]!)
     // The margin h of IPO (paper Eq. 6): how much more the policy prefers the chosen answer than the reference does.
     const margin = ratios[0]! * scale[0]! - ratios[1]! * scale[1]!

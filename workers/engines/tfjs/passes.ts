@@ -73,7 +73,11 @@ export function evaluate(method: Method, weights: Tensor, units: Unit[]) {
   const metrics: Record<string, number> = {}
   for (const chunk of chunkTrees(trees, scoringBudget)) {
     const scores = scoreTrees(method, weights, chunk)
-    const judgement = judge(method.objective, { ...scores, references: referencesOf(method, chunk) }, { beta: method.beta, count })
+    const judgement = judge(
+      method.objective,
+      { ...scores, references: referencesOf(method, chunk) },
+      { beta: method.beta, count },
+    )
     loss += judgement.loss
     for (const [name, value] of Object.entries(judgement.metrics)) {
       metrics[name] = (metrics[name] ?? 0) + value
@@ -113,7 +117,9 @@ function sumSegments({ segments, lengths }: Plan, logps: Float32Array): Float64A
 
 /** What the mean divides by: pairs, or scored tokens. */
 function stepCount({ objective }: Method, trees: Tree[]): number {
-  const branches = trees.flatMap(({ prefix, branches: own }) => own.map((branch) => ({ prefix, ...branch })))
+  const branches = trees.flatMap(({ prefix, branches: own }) =>
+    own.map((branch) => ({ prefix, ...branch })),
+  )
   if (isPaired(objective)) return branches.length
   return branches.reduce((sum, { prefix, query, answers }) => {
     const unscored = prefix.length + query.length === 0 ? 1 : 0

@@ -41,7 +41,8 @@ function movement() {
     reshape: (x: Tensor, shape: number[]) => tf.reshape(x, shape),
     concat: (parts: Tensor[], axis = 0) => tf.concat(parts, axis),
     splitColumns: (x: Tensor, widths: number[]) => tf.split(x, widths, 1),
-    rows: (x: Tensor, index: Tensor) => tf.tidy(() => tf.gather(x, tf.reshape(index, [index.size]))),
+    rows: (x: Tensor, index: Tensor) =>
+      tf.tidy(() => tf.gather(x, tf.reshape(index, [index.size]))),
     rowSums: (x: Tensor, index: Tensor) => tf.tidy(() => tf.sum(tf.gather(x, index), 0)),
     scatter: (x: Tensor, { index, count }: { index: Tensor; count: number }) =>
       tf.tidy(() => {
@@ -83,11 +84,16 @@ function createRotation(positions: Int32Array, table: RotationTable): Rotation {
 
 function createAdam({ weights, first, second }: AdamState) {
   const count = weights.length
-  let state: Tensor[] = [weights, first ?? new Float32Array(count), second ?? new Float32Array(count)].map(
-    (values) => tf.keep(tf.tensor1d(values)),
-  )
+  let state: Tensor[] = [
+    weights,
+    first ?? new Float32Array(count),
+    second ?? new Float32Array(count),
+  ].map((values) => tf.keep(tf.tensor1d(values)))
   return {
-    apply(gradient: Tensor, { step, learningRate, scale }: { step: number; learningRate: number; scale: number }) {
+    apply(
+      gradient: Tensor,
+      { step, learningRate, scale }: { step: number; learningRate: number; scale: number },
+    ) {
       const next = tf.tidy(() => {
         const [w, m, v] = state
         const g = tf.mul(gradient, scale)

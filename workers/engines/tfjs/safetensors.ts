@@ -42,7 +42,8 @@ export function decodeSafetensors(bytes: Uint8Array, path: string): Map<string, 
     new FspoError('CorruptCheckpoint', `${path}: ${what}: restore the checkpoint folder`)
   const buffer = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength)
   const length = buffer.length < 8 ? Number.NaN : Number(buffer.readBigUInt64LE())
-  if (!(length <= buffer.length - 8)) throw corrupt(`${buffer.length} bytes are no safetensors file`)
+  if (!(length <= buffer.length - 8))
+    throw corrupt(`${buffer.length} bytes are no safetensors file`)
   const header = z
     .record(z.string(), z.unknown())
     .safeParse(parseJson(buffer.subarray(8, 8 + length).toString()))
@@ -52,7 +53,11 @@ export function decodeSafetensors(bytes: Uint8Array, path: string): Map<string, 
     if (name === '__metadata__') continue
     const entry = entrySchema.safeParse(value)
     if (!entry.success) throw corrupt(`tensor ${name} has no valid header`)
-    const { dtype, shape, data_offsets: [from, to] } = entry.data
+    const {
+      dtype,
+      shape,
+      data_offsets: [from, to],
+    } = entry.data
     if (dtype !== 'F32') throw corrupt(`tensor ${name} is ${dtype}, this engine reads F32 only`)
     const size = shape.reduce((a, b) => a * b, 1)
     if (to - from !== 4 * size || 8 + length + to > buffer.length) {

@@ -38,14 +38,20 @@ export async function sample(
   const out: z.infer<typeof sampledSchema>[] = []
   for (const units of chunkUnits(unitsOf(jobs))) {
     const slots = slotsOf(units)
-    const decoder = createDecoder(kernels, llama, { weights: tensors, slots, padId: tokenizer.endId })
+    const decoder = createDecoder(kernels, llama, {
+      weights: tensors,
+      slots,
+      padId: tokenizer.endId,
+    })
     const writers = units.flatMap((unit) =>
       Array.from({ length: slots.width }, (_, i) => createWriter(unit[i], { spec, tokenizer })),
     )
     let logits = decoder.start()
     for (let generated = 0; ; generated++) {
       const tokens = writers.map((writer, slot) =>
-        writer.write(logits.subarray(slot * config.vocabulary, slot * config.vocabulary + tokenizer.size)),
+        writer.write(
+          logits.subarray(slot * config.vocabulary, slot * config.vocabulary + tokenizer.size),
+        ),
       )
       await stop.breathe()
       if (stop.requested) {
@@ -140,7 +146,10 @@ function slotsOf(units: Job[][]): Slots {
 }
 
 /** Chooses and keeps one slot's tokens; idle slots, without a job, are done from the start. */
-function createWriter(job: Job | undefined, { spec, tokenizer }: { spec: SampleSpec; tokenizer: Tokenizer }) {
+function createWriter(
+  job: Job | undefined,
+  { spec, tokenizer }: { spec: SampleSpec; tokenizer: Tokenizer },
+) {
   const { endId } = tokenizer
   const random = job ? createRandom(seedOf(spec.seed, job.id, job.draw)) : undefined
   const ids: number[] = []

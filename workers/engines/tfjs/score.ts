@@ -31,7 +31,10 @@ export async function score(
       trees.push({ prefix: tokenizer.encode(row.prefix), branches: [] })
     }
     prefix = row.prefix
-    const answers = [row.chosen, row.rejected].map((text) => [...tokenizer.encode(text), tokenizer.endId])
+    const answers = [row.chosen, row.rejected].map((text) => [
+      ...tokenizer.encode(text),
+      tokenizer.endId,
+    ])
     trees.at(-1)!.branches.push({ query: tokenizer.encode(row.query), answers })
   }
   for (const chunk of chunkTrees(trees, budget)) {

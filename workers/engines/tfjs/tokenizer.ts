@@ -29,8 +29,19 @@ export function learnTokenizer(
     )
   }
   const { vocabulary, merges } = learnBpe(documents, { size, specialTokens: special })
-  const byteLevel = { type: 'ByteLevel', add_prefix_space: false, trim_offsets: true, use_regex: true }
-  const flags = { single_word: false, lstrip: false, rstrip: false, normalized: false, special: true }
+  const byteLevel = {
+    type: 'ByteLevel',
+    add_prefix_space: false,
+    trim_offsets: true,
+    use_regex: true,
+  }
+  const flags = {
+    single_word: false,
+    lstrip: false,
+    rstrip: false,
+    normalized: false,
+    special: true,
+  }
   const tokenizer = {
     version: '1.0',
     truncation: null,

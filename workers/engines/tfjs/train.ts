@@ -14,7 +14,14 @@ import {
   type Checkpoint,
   type Progress,
 } from './checkpoint.ts'
-import { chunkTrees, createOrder, loadDataset, readDocuments, type Dataset, type Unit } from './data.ts'
+import {
+  chunkTrees,
+  createOrder,
+  loadDataset,
+  readDocuments,
+  type Dataset,
+  type Unit,
+} from './data.ts'
 import { emit, type Stop } from './events.ts'
 import type { Adam, Kernels } from './kernels.ts'
 import { createLlama } from './llama.ts'
@@ -31,12 +38,18 @@ export async function train(
   const recipe = recipeOf(spec)
   if (existsSync(spec.out) && (await describeFolder(spec.out))?.recipe === recipe) return true
   const { checkpoint, progress } = await start(spec, recipe)
-  const limits = { objective: spec.objective, maxTokens: spec.maxTokens, maxDroppedShare: spec.maxDroppedShare }
+  const limits = {
+    objective: spec.objective,
+    maxTokens: spec.maxTokens,
+    maxDroppedShare: spec.maxDroppedShare,
+  }
   const data = await loadDataset(spec.data, checkpoint.tokenizer, limits)
   const { rows, dropped, episodes, prefixTokensSaved } = data
   emit({ event: 'data', rows, dropped, episodes, prefixTokensSaved })
   const evalUnits =
-    spec.evalData.length > 0 ? (await loadDataset(spec.evalData, checkpoint.tokenizer, limits)).units : []
+    spec.evalData.length > 0
+      ? (await loadDataset(spec.evalData, checkpoint.tokenizer, limits)).units
+      : []
   checkContext(spec, checkpoint)
 
   const llama = createLlama(kernels, checkpoint.config)
@@ -72,16 +85,21 @@ async function steps(run: Run, from: number): Promise<boolean> {
   const { spec, data, stop } = run
   const order = createOrder(data.units.length, spec)
   if (run.evalUnits.length > 0 && from === 0) emitEval(run, 0)
-  for (let done = from; done < spec.steps; ) {
+  for (let done = from; done < spec.steps;) {
     await stop.breathe()
     if (stop.requested) {
       await saveProgress(run, done)
       emit({ event: 'preempted', step: done })
       return false
     }
-    step(run, done, order(done).map((i) => data.units[i]!))
+    step(
+      run,
+      done,
+      order(done).map((i) => data.units[i]!),
+    )
     done++
-    if (run.evalUnits.length > 0 && (done % spec.evalEvery === 0 || done === spec.steps)) emitEval(run, done)
+    if (run.evalUnits.length > 0 && (done % spec.evalEvery === 0 || done === spec.steps))
+      emitEval(run, done)
     if (done % spec.saveEvery === 0 && done < spec.steps) await saveProgress(run, done)
   }
   await saveCheckpoint(spec.out, finished(run), { recipe: run.recipe, step: spec.steps })
@@ -105,7 +123,11 @@ function step({ spec, method, adam, data }: Run, done: number, units: Unit[]) {
     )
   }
   const learningRate = learningRateAt(spec, done)
-  adam.apply(gradient, { step: done + 1, learningRate, scale: norm > spec.clip ? spec.clip / norm : 1 })
+  adam.apply(gradient, {
+    step: done + 1,
+    learningRate,
+    scale: norm > spec.clip ? spec.clip / norm : 1,
+  })
   gradient.dispose()
   emit({
     event: 'step',
@@ -124,7 +146,12 @@ function step({ spec, method, adam, data }: Run, done: number, units: Unit[]) {
 
 /** Linear warm-up, then constant or half a cosine down to 0. */
 export function learningRateAt(
-  { learningRate, warmupSteps, schedule, steps: total }: Pick<TrainSpec, 'learningRate' | 'warmupSteps' | 'schedule' | 'steps'>,
+  {
+    learningRate,
+    warmupSteps,
+    schedule,
+    steps: total,
+  }: Pick<TrainSpec, 'learningRate' | 'warmupSteps' | 'schedule' | 'steps'>,
   done: number,
 ): number {
   if (done < warmupSteps) return (learningRate * (done + 1)) / warmupSteps

@@ -60,7 +60,8 @@ export function tokensSaved(trees: Tree[]): number {
   for (const { prefix, branches } of trees) {
     const answers = branches.reduce((sum, branch) => sum + branch.answers.length, 0)
     saved += prefix.length * Math.max(0, answers - 1)
-    for (const { query, answers: two } of branches) saved += query.length * Math.max(0, two.length - 1)
+    for (const { query, answers: two } of branches)
+      saved += query.length * Math.max(0, two.length - 1)
   }
   return saved
 }
@@ -89,7 +90,10 @@ function place(layout: Layout, ids: number[], start: number): number[] {
 }
 
 /** Notes that an answer's tokens are predicted one by one, the first from `before` (none: not scored). */
-function score(layout: Layout, answer: { ids: number[]; places: number[]; before: number | undefined }) {
+function score(
+  layout: Layout,
+  answer: { ids: number[]; places: number[]; before: number | undefined },
+) {
   const segment = layout.lengths.length
   let length = 0
   answer.ids.forEach((id, i) => {
@@ -230,7 +234,8 @@ function packGroup(
       outputIndex[r * queries + q] = output
       const start = (r * queries + q) * keys
       const ranges = row.sees(place)
-      for (let i = 0; i < ranges.length; i += 2) bias.fill(0, start + ranges[i]!, start + ranges[i + 1]!)
+      for (let i = 0; i < ranges.length; i += 2)
+        bias.fill(0, start + ranges[i]!, start + ranges[i + 1]!)
     })
   })
   return { rows: selected.length, queries, keys, queryIndex, outputIndex, keyIndex, bias }
