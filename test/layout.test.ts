@@ -82,7 +82,7 @@ test('files are one lower-case word, at most 300 lines, without default exports'
     for (const file of filesOf(folder)) {
       const name = relative(root, file)
       const text = readFileSync(file, 'utf8')
-      assert.match(name, /^[a-z0-9/]+(\.test|\.contract|\.config)?\.ts$/, name)
+      assert.match(name, /^[a-z0-9/]+(-[a-z]+)?(\.test|\.contract)?\.ts$/, name)
       assert.ok(text.split('\n').length <= 301, `${name} has ${text.split('\n').length} lines`)
       assert.doesNotMatch(text, /^export default/m, name)
     }

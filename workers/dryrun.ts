@@ -1,46 +1,68 @@
-import Table from 'cli-table3'
-
-import { stageTable, type Part, partOf } from '../activities/stages.ts'
 import { stageKey } from '../activities/keys.ts'
-import { stageNames } from '../activities/stage.ts'
-import type { RunConfig } from '../activities/spec.ts'
+import type { RunConfig, Spec } from '../activities/spec.ts'
+import { stageNames, type StageName } from '../activities/stage.ts'
+import { partOf, stageTable, type Part } from '../activities/stages.ts'
+import { alignColumns } from './columns.ts'
 
-/** `--dry-run`: what each stage would make, as far as the configuration alone says it. */
-export function printPlan({ run, spec, operations }: RunConfig, parts: Part[]): void {
-  const table = new Table({
-    head: ['stage', 'part', 'key', 'items', 'shards'],
-    style: { head: [], border: [], compact: true },
-    colAligns: ['left', 'left', 'left', 'right', 'right'],
-  })
-  const counts = plannedCounts(spec)
-  for (const name of stageNames.filter((stage) => parts.includes(partOf[stage]))) {
-    const items = counts[name]
-    const shards = items === undefined ? '' : String(Math.ceil(items / operations.shardItems))
-    const key = stageKey(stageTable, name, spec).slice(0, 12)
-    table.push([name, partOf[name], key, items === undefined ? '' : String(items), shards])
-  }
-  console.log(`run ${run}, domain ${spec.domain}, seed ${spec.seed}\n${table.toString()}`)
+/** What a stage would make, as far as the configuration alone says it. */
+interface Planned {
+  stage: StageName
+  part: Part
+  key: string
+  items?: number
+  shards?: number
+  /** Requests to models, without repeats. */
+  calls?: number
 }
 
-function plannedCounts({
-  users,
-  questions,
-  responses,
-  refinement,
-  preferences,
-}: RunConfig['spec']) {
+/** `--dry-run`: every derived number; where a count depends on data that is not there yet it is left out. */
+export function describePlan(
+  { run, spec, operations }: RunConfig,
+  parts: Part[],
+  isJson: boolean,
+): string {
+  const counts = countItems(spec)
+  const stages = stageNames
+    .filter((stage) => parts.includes(partOf[stage]))
+    .map((stage): Planned => {
+      const key = stageKey(stageTable, stage, spec)
+      const { items, calls } = counts[stage] ?? {}
+      return {
+        stage,
+        part: partOf[stage],
+        key,
+        ...(items !== undefined && { items, shards: Math.ceil(items / operations.shardItems) }),
+        ...(calls !== undefined && { calls }),
+      }
+    })
+  if (isJson) return JSON.stringify({ run, spec, operations, stages }, null, 2)
+  const rows = stages.map(({ stage, part, key, items = '', shards = '', calls = '' }) => [
+    stage,
+    part,
+    key.slice(0, 12),
+    items,
+    shards,
+    calls,
+  ])
+  const head = ['stage', 'part', 'key', 'items', 'shards', 'calls']
+  return `run ${run}, domain ${spec.domain}, seed ${spec.seed}\n\n${alignColumns(head, rows)}`
+}
+
+function countItems(spec: Spec): Partial<Record<StageName, { items: number; calls?: number }>> {
+  const { users, questions, responses, preferences } = spec
   const people = users.train + users.unseen
   const asked = questions.seen + questions.unseen
-  const counts: Partial<Record<(typeof stageNames)[number], number>> = {
-    personas: people,
-    questions: asked,
-    responses: asked * responses.perQuestion,
-    refinements: refinement.pairs > 0 ? people : 0,
-    preferences: users.train * preferences.pairs + users.unseen * preferences.unseenPairs,
-    base: 1,
-    'pref-ft': 1,
-    pooled: 1,
-    fspo: 1,
+  const answers = asked * responses.perQuestion
+  const pairs = users.train * preferences.pairs + users.unseen * preferences.unseenPairs
+  return {
+    personas: { items: people, calls: people },
+    questions: { items: asked, calls: asked },
+    responses: { items: answers, calls: answers },
+    refinements: { items: people },
+    preferences: { items: pairs, calls: 2 * pairs }, // each in both orders
+    base: { items: 1 },
+    'pref-ft': { items: 1 },
+    pooled: { items: 1 },
+    fspo: { items: 1 },
   }
-  return counts
 }

@@ -2,7 +2,7 @@ import type { Part } from '../activities/stages.ts'
 import { checkEndpoints } from '../infra/llm.ts'
 import { openStore, readEnvironment, simulatorUrl, type Environment } from './deps.ts'
 import { createDisplay, type Display } from './display.ts'
-import { printPlan } from './dryrun.ts'
+import { describePlan } from './dryrun.ts'
 import type { ExitCode } from './exits.ts'
 import { fetchReport } from './reports.ts'
 import { startRun } from './runs.ts'
@@ -22,7 +22,7 @@ export async function run(
   const environment = readEnvironment()
   const config = await readSettings(flags, parts)
   if (flags.dryRun) {
-    printPlan(config, parts)
+    console.log(describePlan(config, parts, flags.json === true))
     return 'done'
   }
   // With --json stdout is the report's alone.

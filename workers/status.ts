@@ -1,7 +1,7 @@
 import { WorkflowNotFoundError, type Client } from '@temporalio/client'
-import Table from 'cli-table3'
 
 import { FspoError } from '../infra/errors.ts'
+import { alignColumns } from './columns.ts'
 import { findTarget, readEnvironment } from './deps.ts'
 import { line } from './display.ts'
 import type { ExitCode } from './exits.ts'
@@ -43,14 +43,15 @@ async function printRuns(client: Client, isJson: boolean) {
     runs.push({ run: workflowId.slice(5), state: state.name, started, progress, costUsd })
   }
   if (isJson) return console.log(JSON.stringify(runs, null, 2))
-  const table = new Table({
-    head: ['run', 'state', 'started', '%', '$'],
-    style: { head: [], border: [], compact: true },
-  })
-  for (const { run, state, started, progress, costUsd } of runs) {
-    table.push([run, state, started, String(progress), costUsd.toFixed(4)])
-  }
-  console.log(runs.length > 0 ? table.toString() : 'no runs yet: start one with `fspo run`')
+  if (runs.length === 0) return console.log('no runs yet: start one with `fspo run`')
+  const rows = runs.map((one) => [
+    one.run,
+    one.state,
+    one.started,
+    one.progress,
+    one.costUsd.toFixed(4),
+  ])
+  console.log(alignColumns(['run', 'state', 'started', '%', '$'], rows))
 }
 
 async function printRun(client: Client, run: string, isJson: boolean) {

@@ -1,0 +1,143 @@
+import assert from 'node:assert/strict'
+import { existsSync, readFileSync } from 'node:fs'
+import { createServer } from 'node:net'
+import { join } from 'node:path'
+import { test } from 'node:test'
+
+import { isAlive } from '../infra/processes.ts'
+import {
+  eventually,
+  freshFolder,
+  fspo,
+  stackOf,
+  startFspo,
+  writeConfig,
+  type Command,
+  type Ended,
+} from './commands.ts'
+
+const small = {
+  name: 'small',
+  spec: {
+    users: { train: 4, unseen: 4 },
+    questions: { seen: 8, unseen: 4 },
+    responses: { perQuestion: 12 },
+    preferences: { panel: 2, pairs: 16, unseenPairs: 8 },
+    episodes: { perUser: 2 },
+  },
+}
+
+/** Asserts that a command refused with one line and this exit code; returns the line. */
+function refusal({ code, stdout, stderr }: Ended, expected = 2): string {
+  assert.equal(code, expected, stderr)
+  assert.equal(stdout, '')
+  const lines = stderr.trimEnd().split('\n')
+  assert.equal(lines.length, 1, stderr)
+  return lines[0] ?? ''
+}
+
+test('a negative seed, an unknown flag and an unknown command are usage errors', async () => {
+  const folder = freshFolder()
+  const [seed, flag, command] = await Promise.all([
+    fspo(folder, ['run', '--seed', '-3']),
+    fspo(folder, ['run', '--sede', '3']),
+    fspo(folder, ['rnu']),
+  ])
+  for (const { code } of [seed, flag, command]) assert.equal(code, 2)
+  assert.match(seed.stderr, /-3/)
+  assert.match(flag.stderr, /--sede.*\n.*--seed/)
+  assert.match(command.stderr, /rnu.*\n.*run/)
+})
+
+test('a dry run prints every stage with its key and starts nothing', async () => {
+  const folder = freshFolder()
+  const { code, stdout } = await fspo(folder, ['run', '--dry-run'])
+  assert.equal(code, 0)
+  assert.match(stdout, /\npreferences +generate +[0-9a-f]{12} +4608 +10 +9216\n/)
+  assert.match(stdout, /verdicts +evaluate/)
+  assert.ok(!existsSync(join(folder, '.fspo', 'store')))
+})
+
+test('commands on runs and stacks that are not there say so', async () => {
+  const folder = freshFolder()
+  const [status, pause, report] = await Promise.all([
+    fspo(folder, ['status']),
+    fspo(folder, ['pause', 'demo']),
+    fspo(folder, ['report', 'demo']),
+  ])
+  assert.match(refusal(status), /no stack is up: start it with `fspo up`/)
+  assert.match(refusal(pause), /no stack is up/)
+  assert.match(refusal(report, 1), /run 'demo' has no report yet/)
+})
+
+test('a port that was asked for and is taken is an error; otherwise another is chosen', async (t) => {
+  const taken = createServer().listen(0, '127.0.0.1')
+  await new Promise((resolve) => taken.once('listening', resolve))
+  t.after(() => taken.close())
+  const address = taken.address()
+  const port = typeof address === 'object' && address ? address.port : 0
+  const line = refusal(await fspo(freshFolder(), ['up', '--port', String(port)]))
+  assert.match(line, new RegExp(`port ${port} \\(--port\\) is in use`))
+})
+
+test('one stack serves run, status, pause and resume, and ends in order', async (t) => {
+  const folder = freshFolder()
+  writeConfig(folder, small)
+  const up = startFspo(folder, ['up'])
+  t.after(() => up.child.kill('SIGKILL'))
+  await eventually(async () => ((await fspo(folder, ['status'])).code === 0 ? true : undefined))
+  const marks = Object.values(stackOf(folder)!.processes)
+
+  assert.match(refusal(await fspo(folder, ['up'])), /a stack is up already/)
+  const slow = { ...small, operations: { concurrency: 1, shardItems: 8, window: 1 } }
+  writeConfig(folder, slow)
+  const run = startFspo(folder, ['generate', '--config', 'fspo.json'])
+  await pauseWhen(folder, run)
+  const paused = await run.ended
+  assert.equal(paused.code, 3, paused.stderr)
+  assert.match(paused.stderr, /run small is paused: go on with `fspo resume small`/)
+  const { stdout } = await fspo(folder, ['status', 'small'])
+  assert.match(stdout, /paused: go on with/)
+
+  assert.equal((await fspo(folder, ['resume', 'small'])).code, 0)
+  const again = await fspo(folder, ['generate', '--config', 'fspo.json', '--json'])
+  assert.equal(again.code, 0, again.stderr)
+  const report = JSON.parse(again.stdout)
+  assert.equal(report.stages.length, 6)
+  const kept = readFileSync(join(folder, '.fspo', 'runs', 'small', 'report.json'), 'utf8')
+  assert.deepEqual(JSON.parse(kept), report)
+  const printed = await fspo(folder, ['report', 'small', '--json'])
+  assert.deepEqual(JSON.parse(printed.stdout), report)
+
+  up.child.kill('SIGINT')
+  assert.equal((await up.ended).code, 130)
+  assert.ok(!marks.some(isAlive), 'nothing is left behind')
+  assert.equal(stackOf(folder), undefined)
+})
+
+test('Ctrl-C ends a run with 130 and the same command finishes it; twice ends it at once', async () => {
+  const folder = freshFolder()
+  writeConfig(folder, { ...small, operations: { concurrency: 1 } })
+  const args = ['generate', '--config', 'fspo.json', '--name', 'small']
+  for (const times of [1, 2]) {
+    const run = startFspo(folder, args)
+    const marks = await eventually(() => {
+      const all = Object.values(stackOf(folder)?.processes ?? {})
+      return all.length === 5 ? all : undefined
+    })
+    for (let i = 0; i < times; i++) run.child.kill('SIGINT')
+    assert.equal((await run.ended).code, 130)
+    await eventually(() => (marks.some(isAlive) ? undefined : true))
+  }
+  assert.equal((await fspo(folder, args)).code, 0)
+})
+
+/** Pauses the run once it answers. */
+async function pauseWhen(folder: string, { ended }: Command) {
+  let isOver = false
+  void ended.then(() => (isOver = true))
+  await eventually(async () => {
+    if (isOver) throw new Error('the run was over before it could be paused')
+    return (await fspo(folder, ['pause', 'small'])).code === 0 ? true : undefined
+  })
+}
