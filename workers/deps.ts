@@ -7,6 +7,7 @@ import { z } from 'zod'
 import { engineEventSchema, type EngineEvent } from '../activities/contract.ts'
 import type { Dependencies } from '../activities/index.ts'
 import type { Operations } from '../activities/spec.ts'
+import { FspoError } from '../infra/errors.ts'
 import { createEngine, type Engine } from '../infra/engine.ts'
 import { canonicalJson } from '../infra/hash.ts'
 import { createChat, type Chat } from '../infra/llm.ts'
@@ -42,9 +43,13 @@ export function findTarget({ home, foreign }: Environment): TemporalTarget | und
   return stack && { connectionOptions: { address: stack.address }, namespace: stack.namespace }
 }
 
-/** The place where runs keep their data. */
-export function openStore({ home }: Environment): Store {
-  return createFileStore(join(home, 'store'))
+/** The place where runs keep their data; FSPO_STORE_QUOTA caps it, in bytes. @throws FspoError 'Config' */
+export function openStore({ home, variables }: Environment): Store {
+  const quota = variables.FSPO_STORE_QUOTA
+  if (!quota) return createFileStore(join(home, 'store'))
+  if (/^\d+$/.test(quota))
+    return createFileStore(join(home, 'store'), { quotaBytes: Number(quota) })
+  throw new FspoError('Config', `FSPO_STORE_QUOTA is ${quota}: write a number of bytes`)
 }
 
 /** Base URL of the stack's simulator; undefined when there is none. */
