@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict'
-import { existsSync, readdirSync, readFileSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { test } from 'node:test'
 
@@ -167,12 +167,32 @@ test('the learning rate warms up, then stays or follows half a cosine', () => {
   assert.equal(learningRateAt({ ...plan, schedule: 'constant' }, 13), 1)
 })
 
-test('the WebAssembly backend trains through the same path', async (t) => {
+test('a dead parent, whose pipes are all closed, leaves a checkpoint to go on from', async (t) => {
   const folder = temporaryFolder(t)
+  const spec = baseSpec(folder, { steps: 400, saveEvery: 1000 })
+  const engine = startEngine(folder, spec)
+  await engine.until((event) => event.event === 'step' && event.step === 5)
+  engine.child.stdout!.destroy()
+  engine.child.stdin!.destroy()
+  assert.equal(await engine.exit, 0, engine.stderr())
+  assert.equal(
+    readdirSync(`${spec.out}.work`).filter((name) => /^step-\d{6}$/.test(name)).length,
+    1,
+  )
+})
+
+test('without the native addon WebAssembly trains to the same losses, and one line says so', async (t) => {
+  const folder = temporaryFolder(t)
+  const hook =
+    'export async function resolve(name, context, next) { if (name.includes("tfjs-node-gpu")) throw new Error("no addon"); return next(name, context) }'
+  const blocked = `import { register } from 'node:module'; register(${JSON.stringify(`data:text/javascript,${hook}`)})`
+  const preload = join(folder, 'blocked.mjs')
+  writeFileSync(preload, blocked)
   const { events, code, stderr } = await runEngine(folder, trainSpec(folder, { steps: 2 }), {
-    env: { FSPO_TFJS_BACKEND: 'wasm' },
+    env: { NODE_OPTIONS: `--import ${preload}` },
   })
   assert.equal(code, 0, stderr)
+  assert.match(stderr, /^tfjs: no native addon, training on WebAssembly .* no addon\n$/)
   assert.ok(events[0]!.event === 'hello' && events[0]!.engine === 'tfjs-wasm')
   const { losses } = reference.steps.ipo_sum!
   assert.ok(relativeError(lossesOf(events), losses.slice(0, 2)) < 1e-4)

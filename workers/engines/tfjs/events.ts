@@ -5,7 +5,7 @@ export function emit(event: EngineEvent): void {
   process.stdout.write(`${JSON.stringify(event)}\n`)
 }
 
-/** Whether someone asked this process to stop: SIGTERM, SIGINT, or a parent whose pipe closed. */
+/** Whether someone asked this process to stop: SIGTERM, SIGINT, or a parent whose pipes closed. */
 export interface Stop {
   readonly requested: boolean
   /** Lets signals and pipes be noticed between two blocking computations. */
@@ -23,6 +23,7 @@ export function listenForStop(): Stop {
   process.stdin.on('end', request)
   process.stdin.on('close', request)
   process.stdin.on('error', request)
+  process.stdout.on('error', request) // nobody reads any more
   process.stdin.resume()
   return {
     get requested() {

@@ -21,7 +21,7 @@ async function main([command, path]: string[]): Promise<void> {
   const stop = listenForStop()
   try {
     const spec = readSpec(command, path)
-    const kernels = await openBackend({ wasm: process.env.FSPO_TFJS_BACKEND === 'wasm' })
+    const kernels = await openBackend()
     emit({ event: 'hello', engine: kernels.name, versions: kernels.versions, pids: [process.pid] })
     const isDone = await run(spec, { kernels, stop })
     const seconds = (performance.now() - startedAt) / 1000
