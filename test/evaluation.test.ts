@@ -147,6 +147,9 @@ test('preference accuracy uses pairs held out from training, each reward against
   for (const { chosen, rejected } of pairs.filter(({ split }) => split === 'train')) {
     assert.ok(!trainedOn.some((row) => row.chosen === chosen && row.rejected === rejected))
   }
+  // The stand-in's base ignores its prefix, so with and without shots its reward is nothing.
+  const prompted = made.rows.scores.filter(({ system }) => system === systemNames.prompt)
+  assert.ok(prompted.length > 0 && prompted.every(({ marginNats }) => marginNats === 0))
   const references = new Map(made.rows.scores.map(({ system, reference }) => [system, reference]))
   assert.equal(references.get('FSPO'), 'pref-ft with 4 own shots')
   assert.equal(references.get('pooled IPO'), 'base without shots')
@@ -199,9 +202,12 @@ test('equal texts are a tie without a call, and an empty answer can be judged', 
   }
   const tie = await judgeOne({ ...item, baseText: item.text }, refuse)
   assert.deepEqual([tie.winFirst, tie.winSecond, tie.attempts], [true, false, 0])
-  const judge = createMind({ positionBias: 0, errorRate: 0 })
-  const empty = await judgeOne({ ...item, text: '' }, mindChat(judge))
-  assert.equal(empty.attempts, 2)
+  const seen: string[] = []
+  await judgeOne({ ...item, text: ' ' }, async (request) => {
+    seen.push(request.messages.map(({ content }) => content).join('\n'))
+    return mindChat()(request)
+  })
+  assert.ok(seen.length === 2 && seen.every((text) => text.includes('(no answer)')))
 })
 
 test('no hidden weight and no other user is in what the judge of verdicts is shown', async () => {
