@@ -78,7 +78,7 @@ export function addonObstacle() {
 }
 
 function findCompiler() {
-  return findOnPath(...[process.env['CXX'] ?? []].flat(), 'g++', 'c++', 'clang++')
+  return findOnPath('g++', 'c++', 'clang++')
 }
 
 /** Downloads the pinned wheel and unpacks what the addon needs of it into the cache. */
