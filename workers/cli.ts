@@ -1,3 +1,4 @@
+#!/usr/bin/env node
 import { Command, CommanderError, InvalidArgumentError } from 'commander'
 
 import { FspoError } from '../infra/errors.ts'
@@ -114,13 +115,17 @@ function readCount(text: string): number {
 function explain(error: unknown, isDebug: boolean): ExitCode {
   if (error instanceof CommanderError) return error.exitCode === 0 ? 'done' : 'usage'
   if (isDebug) console.error(error)
-  else console.error(`fspo: ${error instanceof Error ? error.message : String(error)}`)
+  else console.error(`fspo: ${firstLine(error instanceof Error ? error.message : String(error))}`)
   return error instanceof FspoError && !isOperational(error) ? 'usage' : 'failed'
+}
+
+function firstLine(text: string): string {
+  return text.split('\n')[0] ?? text
 }
 
 /** Errors of a run on its way; all others are of configuration or usage. */
 function isOperational({ type }: FspoError): boolean {
-  return ['RunFailed', 'StackFailed', 'NoReport'].includes(type)
+  return ['RunFailed', 'StackFailed', 'NoReport', 'StoreFull'].includes(type)
 }
 
 async function main() {

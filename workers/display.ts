@@ -67,11 +67,12 @@ export function line(stage: StageView, seconds: number): string {
   const share = isOver(stage) ? 1 : total > 0 ? Math.min(done / total, 1) : 0
   const filled = Math.round(share * barWidth)
   const bar = '█'.repeat(filled) + '░'.repeat(barWidth - filled)
-  const rate = seconds > 0 && state !== 'reused' ? `${(done / seconds).toFixed(0)}/s` : ''
+  const isCounted = seconds > 0 && done > 1 && state !== 'reused'
+  const rate = isCounted ? `${(done / seconds).toFixed(done < seconds ? 1 : 0)}/s` : ''
   const took = state === 'reused' ? 'reused' : `${seconds.toFixed(0)} s`
   return [
     `${name} ${bar} `,
-    `${done}/${total}`.padStart(13),
+    (total > 0 || isOver(stage) ? `${done}/${total}` : 'queued').padStart(13),
     rate.padStart(8),
     `${rejects} rejects`.padStart(11),
     `$${costUsd.toFixed(2)}`.padStart(8),

@@ -43,7 +43,9 @@ export async function startRun(
   const { run, spec } = config
   const handle = handleOf(client, run)
   if (await isRunning(client, run)) {
-    if (await hasSameConfig(store, config)) return { handle, joined: true }
+    const { memo } = await handle.describe()
+    const isSame = canonicalJson(memo?.parts) === canonicalJson(parts)
+    if (isSame && (await hasSameConfig(store, config))) return { handle, joined: true }
     throw busy(run)
   }
   await writeConfig(store, config)
@@ -54,6 +56,7 @@ export async function startRun(
       args: [{ v: 1, run, parts }],
       workflowIdReusePolicy: 'ALLOW_DUPLICATE',
       workflowIdConflictPolicy: 'FAIL',
+      memo: { parts },
       staticSummary: `${parts.join(', ')} of ${run}, domain ${spec.domain}, seed ${spec.seed}`,
     })
   } catch (error) {
@@ -73,6 +76,7 @@ async function hasSameConfig(store: Store, config: RunConfig): Promise<boolean> 
 function busy(run: string): FspoError {
   return new FspoError(
     'RunBusy',
-    `run '${run}' is going on with another configuration: \`fspo cancel ${run}\`, or choose another --name`,
+    `run '${run}' is going on with another configuration or other parts: ` +
+      `\`fspo cancel ${run}\`, or choose another --name`,
   )
 }
