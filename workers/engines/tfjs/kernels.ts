@@ -72,4 +72,4 @@ export interface RotationTable {
   tensors: Tensor[] // what a kernel set keeps on the device, made on first use
 }
 
-export const adamBetas = { first: 0.9, second: 0.98, epsilon: 1e-8 }
+export const adamBetas = { first: 0.9, second: 0.999, epsilon: 1e-8 }
