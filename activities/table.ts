@@ -47,7 +47,7 @@ function headlineOf({ table, controls, spec }: Report): string[] {
   return [
     'Unseen users, unseen questions (95 % intervals over users)',
     ...alignColumns([head, ...rows]),
-    '* interpolated users of the paper: another model, judge and users, to be read beside, not against',
+    '* interpolated users of the paper: other model, judge and users, ties dropped; beside, not against',
   ]
 }
 

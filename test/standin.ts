@@ -70,7 +70,7 @@ export function createStandIn({
     const drawn = createRandom(id).shuffle<Response>(byQuery.get(query)!)
     const taste = tasteFor(checkpoint, prefix)
     const choice = drawn
-      .slice(0, 4)
+      .slice(0, 8)
       .reduce((a, b) => (liking(taste, b.text) > liking(taste, a.text) ? b : a))
     return { id, draw: 0, text: choice.text, tokens: 10 }
   }
@@ -178,10 +178,17 @@ export const smallSpec: Spec = {
   refinement: { ...presets.tiny.refinement, pairs: 3 },
   preferences: { ...presets.tiny.preferences, pairs: 48, unseenPairs: 32 },
   episodes: { ...presets.tiny.episodes, shots: 4, perUser: 4 },
+  training: {
+    ...presets.tiny.training,
+    architecture: { layers: 4, width: 96, heads: 4, hidden: 256, vocabulary: 768, context: 512 },
+  },
   evaluation: {
     ...presets.tiny.evaluation,
-    users: 12,
+    users: 16,
     questions: 6,
+    temperature: 0.7,
+    maxTokens: 64,
+    judge: 'sim-judge',
     oracleDraws: 8,
     shotCounts: [0, 1, 2, 4],
   },
