@@ -1,10 +1,14 @@
 import assert from 'node:assert/strict'
+import { spawn } from 'node:child_process'
 import { existsSync, readFileSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { join } from 'node:path'
 import { test } from 'node:test'
 
 import { isAlive } from '../infra/processes.ts'
+import { packageRoot } from '../workers/paths.ts'
+import { choosePort } from '../workers/ports.ts'
+import { connectClient, findTemporal, searchAttributes } from '../workers/temporal.ts'
 import {
   eventually,
   freshFolder,
@@ -113,6 +117,28 @@ test('one stack serves run, status, pause and resume, and ends in order', async 
   assert.equal((await up.ended).code, 130)
   assert.ok(!marks.some(isAlive), 'nothing is left behind')
   assert.equal(stackOf(folder), undefined)
+})
+
+test("somebody else's Temporal server is used when named, and taught the search attributes", async (t) => {
+  const folder = freshFolder()
+  writeConfig(folder, small)
+  const program = findTemporal({ path: process.env.PATH, root: packageRoot })
+  const port = await choosePort({ asked: 0, usual: 0, flag: '' })
+  const server = spawn(program, ['server', 'start-dev', '--headless', '--port', String(port)])
+  t.after(() => server.kill('SIGKILL'))
+  const address = `127.0.0.1:${port}`
+  const target = { connectionOptions: { address }, namespace: 'default' }
+  const client = await connectClient(target, { timeoutMs: 30_000 })
+  const args = ['generate', '--config', 'fspo.json', '--json']
+  const { code, stdout, stderr } = await fspo(folder, args, { TEMPORAL_ADDRESS: address })
+  assert.equal(code, 0, stderr)
+  assert.equal(JSON.parse(stdout).stages.length, 6)
+  assert.ok(!existsSync(join(folder, '.fspo', 'temporal.db')), 'no server of our own')
+  const handle = client.workflow.getHandle('fspo/small')
+  const { typedSearchAttributes } = await handle.describe()
+  const found = typedSearchAttributes.getAll().map(({ key }) => key.name)
+  for (const name of Object.keys(searchAttributes)) assert.ok(found.includes(name), name)
+  await client.connection.close()
 })
 
 test('Ctrl-C ends a run with 130 and the same command finishes it; twice ends it at once', async () => {

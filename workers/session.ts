@@ -97,7 +97,8 @@ async function openSession(
     }
     const { address, namespace, ui } = running
     const target = foreign ?? { connectionOptions: { address }, namespace }
-    const client = await connectClient(target, { timeoutMs: answerMs, signal })
+    // It may have been started a moment ago.
+    const client = await connectClient(target, { timeoutMs: startMs, signal })
     return { client, ui, stack: undefined }
   }
   if (!foreign) {
