@@ -14,7 +14,7 @@ import {
   type Response,
   type Sample,
 } from './records.ts'
-import { renderPrefix, renderQuery, renderVersion } from './render.ts'
+import { renderPrefix, renderQuery, renderVersion, specialTokens } from './render.ts'
 import type { Spec } from './spec.ts'
 import type { EngineContext, EngineStage, StageContext, StageName } from './stage.ts'
 import { systemsOf, type System } from './systems.ts'
@@ -65,7 +65,7 @@ export function evaluationContent(spec: Spec) {
 
 function samplingOf({ evaluation }: Spec) {
   const { temperature, maxTokens, oracleDraws } = evaluation
-  return { temperature, maxTokens, oracleDraws }
+  return { answer: 2, temperature, maxTokens, oracleDraws }
 }
 
 interface Request {
@@ -139,11 +139,18 @@ function bestOf(
 ): Sample {
   const user = item.subject.user.id
   const question = item.question.id
-  const answers = draws.map((id) => answerTo(id, texts))
+  const answers = draws.map((id) => readAnswer(answerTo(id, texts)))
   const liking = answers.map((text) => (answers.length > 1 ? truth.utility(user, text) : 0))
   const draw = liking.indexOf(Math.max(...liking))
   const id = `${system.name}/${user}/${question}`
   return { id, index, system: system.name, user, question, draw, text: answers[draw]! }
+}
+
+/** A sampled text up to where it goes on with the layout's next heading, as base's documents do. */
+export function readAnswer(text: string): string {
+  const headings = specialTokens.filter((token) => token.includes('#')) // a blank line may be prose
+  const ends = headings.map((heading) => text.indexOf(heading)).filter((at) => at >= 0)
+  return text.slice(0, Math.min(text.length, ...ends)).trim()
 }
 
 function answerTo(id: string, texts: Map<string, string>): string {

@@ -4,7 +4,7 @@ import { before, test } from 'node:test'
 import { isReserved } from '../activities/pairs.ts'
 import { isHeadline, itemsOf, planEvaluation, shotsOf, type Plan } from '../activities/plan.ts'
 import type { Episode, Preference, Verdict } from '../activities/records.ts'
-import { samples } from '../activities/samples.ts'
+import { readAnswer, samples } from '../activities/samples.ts'
 import { scores } from '../activities/scores.ts'
 import type { Spec } from '../activities/spec.ts'
 import { systemNames, systemsOf } from '../activities/systems.ts'
@@ -106,6 +106,14 @@ test('the engine samples once per checkpoint, rows of one prefix together, with 
     assert.equal(new Set(rows.map(({ prefix }) => prefix)).size, turns.length)
     assert.equal(new Set(rows.map(({ id }) => id)).size, rows.length)
   }
+})
+
+test('an answer ends where the sampled text goes on with the next heading', () => {
+  assert.equal(readAnswer('the plot is good.\n\n## Question\nreview Argo.'), 'the plot is good.')
+  assert.equal(readAnswer('the plot\n## Dispreferred Response\nis good.'), 'the plot')
+  assert.equal(readAnswer('# Example\n## Question\nwhy?'), '')
+  assert.equal(readAnswer('good.\n\nvery good.'), 'good.\n\nvery good.')
+  assert.equal(readAnswer('a fine film, #1 of ten. '), 'a fine film, #1 of ten.')
 })
 
 test('the oracle is the draw its user truly likes best', () => {
