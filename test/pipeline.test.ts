@@ -9,7 +9,7 @@ import type { RunConfig } from '../activities/spec.ts'
 import type { Part } from '../activities/stages.ts'
 import { FspoError } from '../infra/errors.ts'
 import { handleOf, startRun } from '../workers/runs.ts'
-import { readView } from '../workers/watch.ts'
+import { readView, type StageView } from '../workers/watch.ts'
 import type { RunProgress } from '../workflows/messages.ts'
 import { startTemporal, startWorkers, type Server } from './servers.ts'
 import { createToys, toyConfig } from './toys.ts'
@@ -145,7 +145,8 @@ test('a shard that fails spares its siblings, and is named with its cause', asyn
     ['sealed', 'sealed', 'failed', 'skipped', 'skipped'],
   )
   delete toys.before.item
-  await run(config, models)
+  // Other shards are wanted by now, but the stage was begun with these.
+  await run(toyConfig('broken', { spec: { seed: 13 }, operations: { shardItems: 7 } }), models)
   assert.equal(toys.made.get('responses'), 5, 'only the missing shard is made')
 })
 
@@ -176,12 +177,12 @@ test('pause lets shards in flight finish and starts no other; resume goes on', a
   const paused = await handle.executeUpdate<RunProgress, []>('pause')
   assert.equal(paused.paused, true)
   open()
-  const idle = await until('paused', ({ stages }) => {
-    const responses = stages.find(({ stage }) => stage === 'responses')
-    return responses?.shardsDone === 1 && responses.inFlight === 0
-  })
-  assert.equal(idle.stages.find(({ stage }) => stage === 'responses')?.shards, 5)
-  assert.equal(toys.made.get('responses'), 5)
+  const isOneDone = ({ stage, shardsDone }: StageView) => stage === 'responses' && shardsDone === 1
+  await until('paused', ({ stages }) => stages.some(isOneDone))
+  const stage = server.client.workflow.getHandle('fspo/paused/responses/p000')
+  const { events } = await stage.fetchHistory()
+  const begun = events?.map((event) => event.activityTaskScheduledEventAttributes?.activityId)
+  assert.deepEqual(begun?.filter(Boolean), ['plan', 'shard-00000'])
   delete toys.before.item
   await handle.executeUpdate('resume')
   const progress = await handle.result()
