@@ -1,4 +1,4 @@
-import { WorkflowFailedError, type Client } from '@temporalio/client'
+import { WorkflowFailedError, WorkflowNotFoundError, type Client } from '@temporalio/client'
 import { z } from 'zod'
 
 import { FspoError } from '../infra/errors.ts'
@@ -69,7 +69,17 @@ export async function readView(client: Client, handle: RunHandle): Promise<RunVi
   return { ...progress, stages: await Promise.all(stages) }
 }
 
+/** A stage at work; one whose workflow is only being started is shown as its part sees it. */
 async function readStage(client: Client, run: string, stage: StageProgress): Promise<StageView> {
+  try {
+    return await readAtWork(client, run, stage)
+  } catch (error) {
+    if (error instanceof WorkflowNotFoundError) return settledView(stage)
+    throw error
+  }
+}
+
+async function readAtWork(client: Client, run: string, stage: StageProgress): Promise<StageView> {
   const handle = client.workflow.getHandle(`fspo/${run}/${stage.stage}/p000`)
   const [current, { raw }] = await Promise.all([
     handle.query<StageProgress>('progress'),

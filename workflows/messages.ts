@@ -66,8 +66,8 @@ export const stageProgressQuery = defineQuery<StageProgress>('progress')
 /** Lets shards in flight finish and starts no other; returns once that is told to all. */
 export const pauseUpdate = defineUpdate<RunProgress>('pause')
 export const resumeUpdate = defineUpdate<RunProgress>('resume')
-/** From a stage's part to the pipeline, and on to the other parts. */
-export const stageChangedSignal = defineSignal<[StageProgress]>('stageChanged')
+/** From a part to the pipeline, and of stages that are over on to the parts that read them. */
+export const stageChangedSignal = defineSignal<[StageProgress[]]>('stageChanged')
 /** From the pipeline down to parts and stages. */
 export const pausedSignal = defineSignal<[boolean]>('paused')
 

@@ -1,11 +1,9 @@
 import {
   CancelledFailure,
   condition,
-  getExternalWorkflowHandle,
   isCancellation,
   setHandler,
   startChild,
-  workflowInfo,
   type ChildWorkflowHandle,
 } from '@temporalio/workflow'
 
@@ -23,6 +21,7 @@ import {
   type StageProgress,
   type StageState,
 } from './messages.ts'
+import { createReporter } from './reporter.ts'
 import { stage } from './stage.ts'
 
 /** Personas to episodes: the data. */
@@ -44,17 +43,19 @@ export async function evaluate(input: PartInput): Promise<StageProgress[]> {
 async function runStages(input: PartInput): Promise<StageProgress[]> {
   const states = new Map<StageName, StageState>()
   const children = new Set<ChildWorkflowHandle<typeof stage>>()
-  const pipeline = getExternalWorkflowHandle(workflowInfo().parent!.workflowId)
+  const reporter = createReporter()
   let paused = false
-  setHandler(stageChangedSignal, (other) => void states.set(other.stage, other.state))
+  setHandler(stageChangedSignal, (others) => {
+    for (const other of others) states.set(other.stage, other.state)
+  })
   setHandler(pausedSignal, async (value) => {
     paused = value
     await Promise.allSettled([...children].map((child) => child.signal(pausedSignal, value)))
   })
 
-  async function change(progress: StageProgress): Promise<StageProgress> {
+  function change(progress: StageProgress): StageProgress {
     states.set(progress.stage, progress.state)
-    await pipeline.signal(stageChangedSignal, progress)
+    reporter.tell(progress)
     return progress
   }
 
@@ -65,6 +66,7 @@ async function runStages(input: PartInput): Promise<StageProgress[]> {
       () => isBlocked() || (!paused && reads.every((read) => isReadable(states.get(read)))),
     )
     if (isBlocked()) return change({ ...waiting, state: 'skipped' })
+    change({ ...waiting, state: 'running' })
     const identified = { run: input.run, domain: input.domain, stage: name }
     const child = await startChild(stage, {
       workflowId: `fspo/${input.run}/${name}/p000`,
@@ -75,17 +77,17 @@ async function runStages(input: PartInput): Promise<StageProgress[]> {
     children.add(child)
     try {
       if (paused) await child.signal(pausedSignal, true) // paused while the child was starting
-      await change({ ...waiting, state: 'running' })
-      return await change(await child.result())
+      return change(await child.result())
     } catch (error) {
       if (isCancellation(error)) throw error
-      return await change({ ...waiting, state: 'failed', error: causeOf(error) })
+      return change({ ...waiting, state: 'failed', error: causeOf(error) })
     } finally {
       children.delete(child)
     }
   }
 
   const settled = await Promise.allSettled(input.stages.map(runOne))
+  await reporter.finish()
   return settled.map((one) => {
     if (one.status === 'fulfilled') return one.value
     throw isCancellation(one.reason)

@@ -28,6 +28,7 @@ import { generate, train, evaluate } from './parts.ts'
 import { control } from './policies.ts'
 
 const workflows = { generate, train, evaluate }
+type PartHandle = ChildWorkflowHandle<typeof generate>
 
 /**
  * One run: its parts side by side, each stage as soon as what it reads is sealed, then the report.
@@ -36,11 +37,17 @@ const workflows = { generate, train, evaluate }
 export async function pipeline({ run, parts }: PipelineInput): Promise<RunProgress> {
   const startedAt = Date.now()
   const progress: RunProgress = { run, domain: '', paused: false, stages: [] }
-  const children = new Map<Part, ChildWorkflowHandle<typeof generate>>()
+  const children = new Map<Part, PartHandle>()
+  let plan: RunPlan = { domain: '', stages: [] }
 
-  async function tell(send: (child: ChildWorkflowHandle<typeof generate>) => Promise<void>) {
-    // A part that ends at this moment needs to be told nothing any more.
-    await Promise.allSettled([...children.values()].map(send))
+  // A part that ends at this moment needs to be told nothing any more.
+  async function tell(send: (child: PartHandle, part: Part) => Promise<void>) {
+    await Promise.allSettled([...children].map(([part, child]) => send(child, part)))
+  }
+
+  async function pass(child: PartHandle, part: Part, stages: StageProgress[]) {
+    const news = newsFor(part, plan, stages)
+    if (news.length > 0) await child.signal(stageChangedSignal, news)
   }
 
   async function setPaused(value: boolean): Promise<RunProgress> {
@@ -53,16 +60,14 @@ export async function pipeline({ run, parts }: PipelineInput): Promise<RunProgre
   setHandler(runProgressQuery, () => progress)
   setHandler(pauseUpdate, () => setPaused(true))
   setHandler(resumeUpdate, () => setPaused(false))
-  setHandler(stageChangedSignal, async (changed) => {
-    progress.stages = progress.stages.map((old) => (old.stage === changed.stage ? changed : old))
-    publish(progress, changed)
-    if (changed.state !== 'running')
-      await tell((child) => child.signal(stageChangedSignal, changed))
+  setHandler(stageChangedSignal, async (changes) => {
+    const changed = new Map(changes.map((one) => [one.stage, one]))
+    progress.stages = progress.stages.map((old) => changed.get(old.stage) ?? old)
+    publish(progress, changes)
+    await tell((child, part) => pass(child, part, changes))
   })
 
-  const plan = await control.planRun.executeWithOptions({ summary: 'plan the run' }, [
-    { run, parts },
-  ])
+  plan = await control.planRun.executeWithOptions({ summary: 'plan the run' }, [{ run, parts }])
   progress.domain = plan.domain
   progress.stages = plan.stages.map(({ stage }) => waitingStage(stage))
   await Promise.all(
@@ -70,8 +75,7 @@ export async function pipeline({ run, parts }: PipelineInput): Promise<RunProgre
       const child = await startPart(run, part, plan)
       children.set(part, child)
       // What the other parts said while this one was starting.
-      for (const one of progress.stages)
-        if (isSettled(one.state)) await child.signal(stageChangedSignal, one)
+      await pass(child, part, progress.stages)
       if (progress.paused) await child.signal(pausedSignal, true)
     }),
   )
@@ -84,6 +88,12 @@ export async function pipeline({ run, parts }: PipelineInput): Promise<RunProgre
   await condition(allHandlersFinished)
   await finish(progress, parts, (Date.now() - startedAt) / 1000)
   return progress
+}
+
+/** Stages that are over and that the part waits for. */
+function newsFor(part: Part, plan: RunPlan, stages: StageProgress[]): StageProgress[] {
+  const awaited = plan.stages.filter((one) => one.part === part).flatMap(({ reads }) => reads)
+  return stages.filter(({ stage, state }) => isSettled(state) && awaited.includes(stage))
 }
 
 function startPart(run: string, part: Part, { domain, stages }: RunPlan) {
@@ -113,14 +123,17 @@ async function finish(progress: RunProgress, parts: Part[], seconds: number) {
   setCurrentDetails(`${table(progress)}\n\nReport: \`runs/${progress.run}/report.md\``)
 }
 
-function publish(progress: RunProgress, changed: StageProgress) {
+function publish(progress: RunProgress, changes: StageProgress[]) {
   const { run, domain, stages } = progress
   const shares = stages.map((one) => ({
     ...one,
     shards: 1,
     shardsDone: isReadable(one.state) ? 1 : 0,
   }))
-  upsertSearchAttributes([...identity({ run, domain, stage: changed.stage }), ...advance(shares)])
+  upsertSearchAttributes([
+    ...identity({ run, domain, stage: changes.at(-1)?.stage ?? '' }),
+    ...advance(shares),
+  ])
   setCurrentDetails(table(progress))
 }
 
