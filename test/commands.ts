@@ -84,7 +84,7 @@ export async function eventually<Value>(
   for (;;) {
     const value = await read()
     if (value !== undefined) return value
-    if (Date.now() > until) throw new Error(`nothing within ${timeoutMs} ms: ${read}`)
-    await new Promise((resolve) => setTimeout(resolve, 20))
+    if (Date.now() > until) throw new Error(`nothing within ${timeoutMs} ms`)
+    await new Promise((resolve) => setTimeout(resolve, 10))
   }
 }

@@ -3,12 +3,10 @@ import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { test } from 'node:test'
 
-import { isAlive } from '../infra/processes.ts'
+import { isAlive, type ProcessMark } from '../infra/processes.ts'
 import type { StageName } from '../activities/stage.ts'
 import type { Report } from '../activities/report.ts'
-import { handleOf } from '../workers/runs.ts'
-import { connectClient } from '../workers/temporal.ts'
-import { readView, type StageView } from '../workers/watch.ts'
+import { partOf } from '../activities/stages.ts'
 import { eventually, freshFolder, fspo, stackOf, startFspo, writeConfig } from './commands.ts'
 
 /** Small, yet with several shards, each engine command once, and answers one at a time. */
@@ -23,14 +21,23 @@ const config = {
     episodes: { perUser: 4 },
     training: {
       documents: 100,
-      base: { steps: 12, batch: 4 },
+      base: { steps: 60, batch: 4 },
       prefFt: { steps: 4 },
       pooled: { steps: 4 },
-      fspo: { steps: 4 },
+      fspo: { steps: 12 },
     },
   },
   operations: { shardItems: 50, concurrency: 2, window: 2, flushEvery: 10 },
 }
+/** Who is killed when a stage has so many shards sealed, or training steps done. */
+const plan: { victim: string; stage: StageName; done: number }[] = [
+  { victim: 'llm', stage: 'responses', done: 1 },
+  { victim: 'control', stage: 'responses', done: 3 },
+  { victim: 'temporal', stage: 'preferences', done: 1 },
+  { victim: 'simulator', stage: 'preferences', done: 4 },
+  { victim: 'gpu', stage: 'base', done: 5 },
+  { victim: 'engine', stage: 'fspo', done: 2 },
+]
 const args = ['train', '--config', 'fspo.json', '--json']
 
 test('a run whose workers, engine, simulator and server are killed ends with the same data', async (t) => {
@@ -43,23 +50,22 @@ test('a run whose workers, engine, simulator and server are killed ends with the
   writeConfig(wild, config)
   const { ended } = startFspo(wild, args)
   const killed: string[] = []
-  const over = ended.then(() => 'over' as const)
-  for (const [stage, victim, done] of [
-    ['responses', 'llm', 20],
-    ['responses', 'control', 60],
-    ['preferences', 'temporal', 20],
-    ['preferences', 'simulator', 80],
-    ['base', 'gpu', 2],
-    ['fspo', 'engine', 1],
-  ] as const) {
-    const reached = await Promise.race([reach(wild, stage, done), over])
-    if (reached === 'over') break
-    if (reached) killed.push(`${victim} at ${stage} ${kill(wild, victim)}`)
-  }
+  let isOver = false
+  const over = ended.then(() => (isOver = true))
+  const kills = plan.map(async ({ victim, stage, done }) => {
+    const pid = await eventually(() => {
+      if (isOver) return 0
+      return countDone(wild, stage) >= done ? pidOf(wild, victim) : undefined
+    })
+    if (pid === 0) return
+    process.kill(pid, 'SIGKILL')
+    killed.push(`${victim} at ${countDone(wild, stage)} of ${stage}`)
+  })
+  await Promise.all([...kills, over])
   const { code, stdout, stderr } = await ended
   assert.equal(code, 0, stderr)
   t.diagnostic(`killed: ${killed.join(', ')}`)
-  assert.ok(killed.length >= 4, `too few were caught at work: ${killed.join(', ')}`)
+  assert.equal(killed.length, plan.length)
   assert.deepEqual(contents(stdout), contents(expected.stdout))
   assert.equal(stackOf(wild), undefined, 'the stack is gone')
 })
@@ -68,7 +74,7 @@ test('when the command itself is killed nothing is left running, and the next on
   const folder = freshFolder()
   writeConfig(folder, config)
   const { child, ended } = startFspo(folder, ['generate', '--config', 'fspo.json'])
-  await reach(folder, 'responses', 20)
+  await eventually(() => (countDone(folder, 'responses') > 0 ? true : undefined))
   const { processes } = stackOf(folder)!
   const marks = Object.values(processes)
   assert.equal(marks.length, 5)
@@ -96,41 +102,40 @@ function contents(json: string) {
   }))
 }
 
-/** Resolves when a stage is at work and has so many items done; false when it is past already. */
-async function reach(folder: string, stage: StageName, done: number): Promise<boolean> {
-  const address = await eventually(() => stackOf(folder)?.address)
-  const client = await eventually(() =>
-    connectClient(
-      { connectionOptions: { address }, namespace: 'default' },
-      { timeoutMs: 60_000 },
-    ).catch(() => undefined),
-  )
-  const isThere = ({ state, done: at, inFlight }: StageView) =>
-    state === 'running' && inFlight > 0 && at >= done
+/** Shards sealed of a stage of items, steps taken of one of training. */
+function countDone(folder: string, stage: StageName): number {
+  const home = join(folder, '.fspo')
+  const isSealed = (path: string) => path.endsWith('manifest.json')
+  if (!isTraining(stage)) return filesUnder(join(home, 'store', stage)).filter(isSealed).length
+  const events = filesUnder(join(home, 'work', stage)).find((path) => path.endsWith('events.jsonl'))
+  return events ? readText(events).split('"event":"step"').length - 1 : 0
+}
+
+function isTraining(stage: StageName): boolean {
+  return partOf[stage] === 'train'
+}
+
+/** A child of the stack, or the engine at work on stage fspo; undefined between two lives. */
+function pidOf(folder: string, victim: string): number | undefined {
+  if (victim !== 'engine') return stackOf(folder)?.processes[victim]?.pid
+  const work = filesUnder(join(folder, '.fspo', 'work', 'fspo'))
+  const marks = work.find((path) => path.endsWith('pids.json'))
+  const [mark]: ProcessMark[] = marks ? JSON.parse(readText(marks) || '[]') : []
+  return mark && isAlive(mark) ? mark.pid : undefined
+}
+
+function filesUnder(folder: string): string[] {
   try {
-    return await eventually(async () => {
-      const view = await readView(client, handleOf(client, 'small')).catch(() => undefined)
-      const found = view?.stages.find((one) => one.stage === stage)
-      if (!found || found.state === 'waiting') return undefined
-      if (isThere(found)) return true
-      return found.state === 'running' ? undefined : false
-    })
-  } finally {
-    await client.connection.close()
+    return readdirSync(folder, { recursive: true }).map((name) => join(folder, String(name)))
+  } catch {
+    return [] // not there yet, or no more
   }
 }
 
-/** Kill -9; returns whom. */
-function kill(folder: string, victim: string): number {
-  const pid = victim === 'engine' ? enginePid(folder) : stackOf(folder)?.processes[victim]?.pid
-  assert.ok(pid, `no process ${victim}`)
-  process.kill(pid, 'SIGKILL')
-  return pid
-}
-
-function enginePid(folder: string): number {
-  const work = join(folder, '.fspo', 'work', 'fspo')
-  const [key = ''] = readdirSync(work)
-  const [mark] = JSON.parse(readFileSync(join(work, key, 'engine', 'pids.json'), 'utf8'))
-  return mark.pid
+function readText(path: string): string {
+  try {
+    return readFileSync(path, 'utf8')
+  } catch {
+    return ''
+  }
 }

@@ -46,7 +46,11 @@ export async function watchRun(
   while (!signal.aborted) {
     try {
       const { status } = await handle.describe()
-      if (status.name !== 'RUNNING') return await outcomeOf(handle)
+      if (status.name !== 'RUNNING') {
+        const outcome = await outcomeOf(handle)
+        show(outcome.kind === 'done' ? outcome.view : await readView(client, handle))
+        return outcome
+      }
       const view = await readView(client, handle)
       seenAt = Date.now()
       show(view)
