@@ -110,9 +110,18 @@ export const engineEventSchema = z.discriminatedUnion('event', [
     episodes: z.int().nonnegative(),
     prefixTokensSaved: z.int().nonnegative(), // against the duplicated forward, per pass over the data
   }),
-  z.strictObject({ event: z.literal('step'), step: positive, totalSteps: positive, metrics: metricsSchema }),
+  z.strictObject({
+    event: z.literal('step'),
+    step: positive,
+    totalSteps: positive,
+    metrics: metricsSchema,
+  }),
   z.strictObject({ event: z.literal('eval'), step: z.int().nonnegative(), metrics: metricsSchema }),
-  z.strictObject({ event: z.literal('progress'), done: z.int().nonnegative(), total: z.int().nonnegative() }),
+  z.strictObject({
+    event: z.literal('progress'),
+    done: z.int().nonnegative(),
+    total: z.int().nonnegative(),
+  }),
   z.strictObject({ event: z.literal('ckpt'), step: z.int().nonnegative(), path }),
   z.strictObject({ event: z.literal('preempted'), step: z.int().nonnegative() }),
   z.strictObject({

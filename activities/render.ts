@@ -41,6 +41,7 @@ export function renderDocument(pairs: readonly { prompt: string; text: string }[
   return pairs.map(({ prompt, text }) => renderQuery(prompt) + renderAnswer(text)).join(gap)
 }
 
-function renderShot({ prompt, chosen, rejected }: Shot): string {
+/** One labelled pair as it stands in a prefix. */
+export function renderShot({ prompt, chosen, rejected }: Shot): string {
   return example + question + prompt + preferred + chosen + dispreferred + rejected + gap
 }

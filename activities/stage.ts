@@ -1,6 +1,7 @@
 import type { z } from 'zod'
 
 import type { Chat } from '../infra/llm.ts'
+import type { EngineSpec } from './contract.ts'
 import type { Spec } from './spec.ts'
 
 /** Stages in the order of the road of the data (README). */
@@ -49,7 +50,30 @@ export interface ItemStage<Item, Row> {
   /** The part of the spec, and prompt versions, that can change this stage's rows: hashed into the stage key. */
   content(spec: Spec): unknown
   schema: z.ZodType<Row>
-  /** Columns left out of the content hash (effort: endpoint, attempts, …). */
   items(context: StageContext): Promise<Item[]>
   process(item: Item, context: ItemContext): Promise<Row>
+}
+
+/** What an engine stage works with: files in its own folder, checkpoints of earlier stages, the engine. */
+export interface EngineContext extends StageContext {
+  /** A local folder of this stage and key, kept between attempts so that training resumes. */
+  folder: string
+  /** The local folder of a sealed training stage's checkpoint. */
+  checkpoint(stage: StageName): Promise<string>
+  /** Runs one engine command to its `done` event. @throws FspoError with the engine's error. */
+  engine(spec: EngineSpec): Promise<void>
+  writeRows<Row>(file: string, schema: z.ZodObject, rows: Row[]): Promise<string>
+  readRows<Row>(file: string, schema: z.ZodType<Row>): Promise<Row[]>
+}
+
+/** A stage made by a training engine in one go; it yields a checkpoint folder or rows. */
+export interface EngineStage<Row> {
+  kind: 'engine'
+  name: StageName
+  queue: 'fspo-gpu'
+  reads: StageName[]
+  content(spec: Spec): unknown
+  /** The schema of its rows; absent when it yields a checkpoint. */
+  schema?: z.ZodType<Row>
+  run(context: EngineContext): Promise<{ checkpoint: string } | { rows: Row[] }>
 }

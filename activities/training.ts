@@ -150,13 +150,14 @@ function optimizerOf(spec: Spec, phase: Phase) {
   const { steps, batch, learningRate, warmupSteps } = spec.training[phase]
   const { clip, maxTokens } = spec.training
   const seed = seedOf(spec.seed, phase)
-  return { steps, batch, learningRate, warmupSteps, clip, maxTokens, seed }
+  const schedule = 'cosine' as const
+  return { steps, batch, learningRate, warmupSteps, schedule, clip, maxTokens, seed }
 }
 
 /** What a phase's checkpoint depends on beside the stages it reads; the seed is in every stage key. */
 function contentOf(spec: Spec, phase: Phase) {
   const { clip, maxTokens, beta, architecture } = spec.training
-  const shared = { v: 1, phase: spec.training[phase], clip, maxTokens }
+  const shared = { v: 2, phase: spec.training[phase], clip, maxTokens }
   if (phase === 'base') return { ...shared, architecture }
   if (phase === 'prefFt') return shared
   return { ...shared, beta, objective: 'ipo_sum' }

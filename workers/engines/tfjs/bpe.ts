@@ -58,7 +58,8 @@ function countWords(documents: string[], specialTokens: string[]): [string, numb
   const pattern = separator === '' ? undefined : new RegExp(separator, 'u')
   for (const document of documents) {
     for (const part of pattern ? document.split(pattern) : [document]) {
-      for (const word of part.match(wordPattern) ?? [])
+      const spaced = part === '' || part.startsWith(' ') ? part : ` ${part}` // as the pre-tokenizer does
+      for (const word of spaced.match(wordPattern) ?? [])
         counts.set(word, (counts.get(word) ?? 0) + 1)
     }
   }

@@ -1,5 +1,7 @@
 import { Tokenizer as HubTokenizer } from '@huggingface/tokenizers'
 
+import { z } from 'zod'
+
 import { FspoError } from '../../../infra/errors.ts'
 import { learnBpe } from './bpe.ts'
 
@@ -31,7 +33,7 @@ export function learnTokenizer(
   const { vocabulary, merges } = learnBpe(documents, { size, specialTokens: special })
   const byteLevel = {
     type: 'ByteLevel',
-    add_prefix_space: false,
+    add_prefix_space: true, // a word has one id wherever its segment starts; nano models cannot afford two
     trim_offsets: true,
     use_regex: true,
   }
@@ -80,6 +82,7 @@ export function learnTokenizer(
 /** Opens a checkpoint's tokenizer. @throws FspoError 'CorruptCheckpoint' */
 export function openTokenizer(files: Tokenizer['files']): Tokenizer {
   const hub = parse(files)
+  const spaced = addsSpace(files)
   const endId = hub.token_to_id(endOfText)
   if (endId === undefined) {
     throw new FspoError(
@@ -99,9 +102,24 @@ export function openTokenizer(files: Tokenizer['files']): Tokenizer {
       cache.set(text, ids)
       return ids
     },
-    decode: (ids) =>
-      hub.decode(ids, { skip_special_tokens: false, clean_up_tokenization_spaces: false }),
+    decode(ids) {
+      const text = hub.decode(ids, {
+        skip_special_tokens: false,
+        clean_up_tokenization_spaces: false,
+      })
+      return spaced ? text.replace(/^ /, '') : text
+    },
   }
+}
+
+const spacingSchema = z.object({
+  pre_tokenizer: z.object({ add_prefix_space: z.boolean().default(false) }).nullish(),
+})
+
+/** Whether encoding puts a space before a segment, which decoding must take away again. */
+function addsSpace(files: Tokenizer['files']): boolean {
+  const { pre_tokenizer: words } = spacingSchema.parse(JSON.parse(files['tokenizer.json']))
+  return words?.add_prefix_space ?? false
 }
 
 function parse(files: Tokenizer['files']): HubTokenizer {
