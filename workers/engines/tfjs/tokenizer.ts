@@ -103,6 +103,7 @@ export function openTokenizer(files: Tokenizer['files']): Tokenizer {
       return ids
     },
     decode(ids) {
+      if (ids.length === 0) return ''
       const text = hub.decode(ids, {
         skip_special_tokens: false,
         clean_up_tokenization_spaces: false,
