@@ -150,10 +150,10 @@ function createWriter(
   job: Job | undefined,
   { spec, tokenizer }: { spec: SampleSpec; tokenizer: Tokenizer },
 ) {
-  const { endId } = tokenizer
+  const { endId, stopIds } = tokenizer
   const random = job ? createRandom(seedOf(spec.seed, job.id, job.draw)) : undefined
   const ids: number[] = []
-  const isDone = () => !job || ids.at(-1) === endId
+  const isDone = () => !job || (ids.length > 0 && stopIds.has(ids.at(-1)!))
   return {
     isDone,
     write(logits: Float32Array): number {
@@ -162,7 +162,7 @@ function createWriter(
     },
     rows() {
       if (!job) return []
-      const text = tokenizer.decode(ids.at(-1) === endId ? ids.slice(0, -1) : ids)
+      const text = tokenizer.decode(isDone() ? ids.slice(0, -1) : ids)
       return [{ id: job.id, draw: job.draw, text, tokens: ids.length }]
     },
   }

@@ -12,6 +12,8 @@ export const endOfText = '<|endoftext|>'
 export interface Tokenizer {
   size: number
   endId: number
+  /** Ids that end an answer: end of text and the headings of the layout. */
+  stopIds: ReadonlySet<number>
   /** Ids of one segment; a segment is always tokenised by itself. Cached. */
   encode(text: string): number[]
   decode(ids: number[]): string
@@ -82,7 +84,7 @@ export function learnTokenizer(
 /** Opens a checkpoint's tokenizer. @throws FspoError 'CorruptCheckpoint' */
 export function openTokenizer(files: Tokenizer['files']): Tokenizer {
   const hub = parse(files)
-  const spaced = addsSpace(files)
+  const { spaced, stopIds } = readLayout(files)
   const endId = hub.token_to_id(endOfText)
   if (endId === undefined) {
     throw new FspoError(
@@ -94,6 +96,7 @@ export function openTokenizer(files: Tokenizer['files']): Tokenizer {
   return {
     size: hub.get_vocab(true).size,
     endId,
+    stopIds: new Set([endId, ...stopIds]),
     files,
     encode(text) {
       const known = cache.get(text)
@@ -113,14 +116,18 @@ export function openTokenizer(files: Tokenizer['files']): Tokenizer {
   }
 }
 
-const spacingSchema = z.object({
+const layoutSchema = z.object({
   pre_tokenizer: z.object({ add_prefix_space: z.boolean().default(false) }).nullish(),
+  added_tokens: z.array(z.object({ id: z.int(), special: z.boolean().default(false) })).default([]),
 })
 
-/** Whether encoding puts a space before a segment, which decoding must take away again. */
-function addsSpace(files: Tokenizer['files']): boolean {
-  const { pre_tokenizer: words } = spacingSchema.parse(JSON.parse(files['tokenizer.json']))
-  return words?.add_prefix_space ?? false
+/** Whether encoding puts a space before a segment, which decoding must take away; ids of special tokens. */
+function readLayout(files: Tokenizer['files']) {
+  const layout = layoutSchema.parse(JSON.parse(files['tokenizer.json']))
+  return {
+    spaced: layout.pre_tokenizer?.add_prefix_space ?? false,
+    stopIds: layout.added_tokens.filter(({ special }) => special).map(({ id }) => id),
+  }
 }
 
 function parse(files: Tokenizer['files']): HubTokenizer {
