@@ -13,8 +13,8 @@ const tiny: Spec = {
     maxTokens: 96,
   },
   refinement: { pairs: 6, model: 'sim-judge' },
-  preferences: { judge: 'sim-judge', panel: 2, pairs: 160, unseenPairs: 48 },
-  episodes: { shots: 4, queries: 4, perUser: 112, pairing: 'disagreeing' },
+  preferences: { judge: 'sim-judge', panel: 32, pairs: 480, unseenPairs: 48 },
+  episodes: { shots: 4, queries: 4, perUser: 150, pairing: 'disagreeing' },
   training: {
     architecture: { layers: 2, width: 96, heads: 4, hidden: 192, vocabulary: 1024, context: 512 },
     documents: 4800,
@@ -22,9 +22,9 @@ const tiny: Spec = {
     clip: 1,
     maxTokens: 512,
     base: { steps: 600, batch: 8, learningRate: 3e-3, warmupSteps: 20 },
-    prefFt: { steps: 40, batch: 2, learningRate: 1e-4, warmupSteps: 10 },
+    prefFt: { steps: 20, batch: 2, learningRate: 1e-4, warmupSteps: 10 },
     pooled: { steps: 150, batch: 2, learningRate: 6e-4, warmupSteps: 20 },
-    fspo: { steps: 1100, batch: 4, learningRate: 1e-3, warmupSteps: 20 },
+    fspo: { steps: 600, batch: 4, learningRate: 6e-4, warmupSteps: 20 },
   },
   evaluation: {
     judge: 'sim-judge',
