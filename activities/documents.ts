@@ -45,10 +45,13 @@ export function documents({ questions, responses }: Answers, spec: Spec): { text
   function debate(one: string, other: string) {
     const replies = groupBy(bySteer.get(other)!, ({ question }) => question)
     const both = bySteer.get(one)!.filter(({ question }) => replies.has(question))
-    const shots = random.shuffle(both).slice(0, examples).map((response) => {
-      const reply = random.pick(replies.get(response.question)!)
-      return { ...asked(response), chosen: response.text, rejected: reply.text }
-    })
+    const shots = random
+      .shuffle(both)
+      .slice(0, examples)
+      .map((response) => {
+        const reply = random.pick(replies.get(response.question)!)
+        return { ...asked(response), chosen: response.text, rejected: reply.text }
+      })
     return shots.length === 0 ? collection(one) : shots.map(renderShot).join('').trimEnd()
   }
 
