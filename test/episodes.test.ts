@@ -115,15 +115,34 @@ test('too few preferences for one episode are an error that names the remedy', a
   await assert.rejects(makeChain({ ...small, preferences }), /raise preferences\.pairs/)
 })
 
-test('documents are seen questions and answers without any preference', () => {
-  const rows = documents(chain, spec)
-  assert.equal(rows.length, spec.training.documents)
-  const answers = chain.responses.filter(({ split }) => split === 'seen').map(({ text }) => text)
-  const whole = rows.map(({ text }) => text).join('\n\n')
-  assert.doesNotMatch(whole, /Dispreferred|# Example|# Task/)
-  for (const text of answers) assert.ok(whole.includes(text))
-  const unseen = chain.questions.filter(({ split }) => split === 'unseen')
-  for (const { text } of unseen) assert.ok(!whole.includes(`\n${text}\n`), text)
+test('documents are seen questions, their answers and a catalogue; no unseen question enters', () => {
+  const texts = documents(chain, spec).map(({ text }) => text)
+  assert.equal(texts.length, spec.training.documents)
+  const whole = texts.join('\n\n')
+  assert.doesNotMatch(whole, /# Task/)
+  for (const { split, text } of chain.questions) {
+    assert.equal(whole.includes(`\n${text}\n`), split === 'seen', text)
+  }
+  const known = new Set(chain.responses.filter(({ split }) => split === 'seen').map((r) => r.text))
+  const answers = whole.matchAll(/eferred Response\n(.*)/g)
+  for (const [, answer] of answers) assert.ok(known.has(answer!), answer)
+})
+
+test('in a debate each heading keeps one steer, and no heading owns a steer', () => {
+  const written = new Set(chain.responses.map(({ text, steer }) => `${steer}: ${text}`))
+  const steers = [...new Set(chain.responses.map(({ steer }) => steer))]
+  const voices = { Preferred: new Set<string>(), Dispreferred: new Set<string>() }
+  const debates = documents(chain, spec).filter(({ text }) => text.includes('Dispreferred'))
+  assert.ok(debates.length > spec.training.documents / 2)
+  for (const { text } of debates) {
+    for (const [heading, heard] of Object.entries(voices)) {
+      const answers = [...text.matchAll(new RegExp(`## ${heading} Response\\n(.*)`, 'g'))]
+      const voice = steers.find((steer) => answers.every(([, a]) => written.has(`${steer}: ${a}`)))
+      assert.ok(voice, text)
+      heard.add(voice)
+    }
+  }
+  assert.deepEqual([voices.Preferred.size, voices.Dispreferred.size], [12, 12])
 })
 
 test('the layout is the paper’s few-shot prompt', () => {
