@@ -18,11 +18,11 @@ const tiny: Spec = {
   training: {
     architecture: { layers: 2, width: 96, heads: 4, hidden: 192, vocabulary: 1024, context: 512 },
     documents: 4800,
-    beta: 0.2,
+    beta: 0.05,
     clip: 1,
     maxTokens: 512,
     base: { steps: 600, batch: 8, learningRate: 3e-3, warmupSteps: 20 },
-    prefFt: { steps: 20, batch: 2, learningRate: 1e-4, warmupSteps: 10 },
+    prefFt: { steps: 20, batch: 2, learningRate: 2e-5, warmupSteps: 10 },
     pooled: { steps: 150, batch: 2, learningRate: 6e-4, warmupSteps: 20 },
     fspo: { steps: 600, batch: 4, learningRate: 6e-4, warmupSteps: 20 },
   },
