@@ -57,7 +57,7 @@ test('a dry run prints every stage with its key and starts nothing', async () =>
   const folder = freshFolder()
   const { code, stdout } = await fspo(folder, ['run', '--dry-run'])
   assert.equal(code, 0)
-  assert.match(stdout, /\npreferences +generate +[0-9a-f]{12} +4608 +10 +9216\n/)
+  assert.match(stdout, /\npreferences +generate +[0-9a-f]{12} +18432 +37 +36864\n/)
   assert.match(stdout, /verdicts +evaluate/)
   assert.ok(!existsSync(join(folder, '.fspo', 'store')))
 })

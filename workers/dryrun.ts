@@ -53,7 +53,9 @@ function countItems(spec: Spec): Partial<Record<StageName, { items: number; call
   const people = users.train + users.unseen
   const asked = questions.seen + questions.unseen
   const answers = asked * responses.perQuestion
-  const pairs = users.train * preferences.pairs + users.unseen * preferences.unseenPairs
+  const crossed = Math.ceil(preferences.unseenPairs / 2) // each split's labels on the other's questions
+  const pairs =
+    users.train * (preferences.pairs + crossed) + users.unseen * (preferences.unseenPairs + crossed)
   return {
     personas: { items: people, calls: people },
     questions: { items: asked, calls: asked },
