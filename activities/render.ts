@@ -5,7 +5,7 @@ export interface Shot {
   rejected: string
 }
 
-// The layout of the authors' few-shot prompt (FSPO.md §2), in our own words. Examples carry no number,
+// The layout of the authors' few-shot prompt (paper's training code), in our own words. Examples carry no number,
 // and each heading is one token of the nano tokenizer, its newlines included.
 const example = '# Example\n'
 const question = '## Question\n'
