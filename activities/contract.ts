@@ -43,6 +43,7 @@ export const trainSpecSchema = z.strictObject({
   ]),
   reference: path.optional(), // checkpoint folder; required by ipo_* and dpo
   beta: z.number().positive().optional(), // required by ipo_* and dpo
+  sftWeight: z.number().nonnegative().default(0), // ipo_* and dpo: times -log pi(chosen) added to each pair's loss
   shared: z.boolean().default(true), // false: the plain duplicated forward, the oracle of tests
   data: z.array(path).min(1), // Parquet files
   evalData: z.array(path).default([]),

@@ -25,7 +25,8 @@ export const cells: Cell[] = [
 export interface Subject {
   user: Persona
   side: Side
-  shots: Preference[]
+  /** Sets of shots, each drawn for itself. */
+  shotSets: Preference[][]
   /** The user whose shots stand in when contexts are shuffled. */
   stranger: string
 }
@@ -34,6 +35,8 @@ export interface Subject {
 export interface Item extends Cell {
   subject: Subject
   question: Question
+  /** Which of the subject's shot sets comes first in the prompt. */
+  set: number
 }
 
 export interface Plan {
@@ -73,7 +76,13 @@ export function planEvaluation(input: PlanInput): Plan {
         createRandom(seedOf(spec.seed, 'asked', subject.user.id, side))
           .shuffle(asked[side])
           .slice(0, spec.evaluation.questions)
-          .map((question) => ({ subject, question, users, questions: side })),
+          .map((question, i) => ({
+            subject,
+            question,
+            set: i % spec.evaluation.shotSets,
+            users,
+            questions: side,
+          })),
       ),
   )
   return { subjects, items, queried }
@@ -89,13 +98,15 @@ export function isHeadline({ users, questions }: Cell): boolean {
 }
 
 /** The shots a subject's query is given under a context: its own, or its stranger's. */
-export function shotsOf(plan: Plan, options: { subject: Subject; context: Context }): Preference[] {
-  const { subject, context } = options
+export function shotsOf(
+  plan: Plan,
+  { subject, set, context }: { subject: Subject; set: number; context: Context },
+): Preference[] {
   const owner =
     context.whose === 'own'
       ? subject
       : plan.subjects.find(({ user }) => user.id === subject.stranger)!
-  return owner.shots.slice(0, context.shots)
+  return owner.shotSets[set]!.slice(0, context.shots)
 }
 
 function askedQuestions(
@@ -124,7 +135,7 @@ function subjectsOf(
   return users.map((user) => ({
     user,
     side,
-    shots: chooseShots(input, { user, queried }),
+    shotSets: chooseShots(input, { user, queried }),
     stranger: strangerOf(input.spec, { user, users }).id,
   }))
 }
@@ -162,16 +173,15 @@ function strangerOf(spec: Spec, { user, users }: { user: Persona; users: Persona
   return (unlike ?? others.sort((a, b) => a.alike - b.alike)[0]!).other
 }
 
-/** A user's shots: consistent labels on questions that are never asked, different questions first. */
+/** A user's shot sets: consistent labels on questions that are never asked, different questions first. */
 function chooseShots(
   { spec, preferences }: PlanInput,
   { user, queried }: { user: Persona; queried: Set<string> },
-): Preference[] {
+): Preference[][] {
   const wanted = Math.max(spec.episodes.shots, ...spec.evaluation.shotCounts)
   const own = preferences.filter(
     (row) => row.user === user.id && row.consistent && !queried.has(row.question),
   )
-  const shuffled = createRandom(seedOf(spec.seed, 'shots', user.id)).shuffle(own)
   if (own.length < wanted) {
     const option = user.split === 'train' ? 'preferences.pairs' : 'preferences.unseenPairs'
     throw new FspoError(
@@ -180,7 +190,10 @@ function chooseShots(
         `but ${wanted} shots are needed: raise ${option}`,
     )
   }
-  return spread(shuffled, ({ question }) => question).slice(0, wanted)
+  return Array.from({ length: spec.evaluation.shotSets }, (_, set) => {
+    const shuffled = createRandom(seedOf(spec.seed, 'shots', user.id, set)).shuffle(own)
+    return spread(shuffled, ({ question }) => question).slice(0, wanted)
+  })
 }
 
 /** Reorders values so that every kind comes once before any comes twice; otherwise order is kept. */

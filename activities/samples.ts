@@ -59,13 +59,13 @@ export async function loadEvaluation(context: StageContext): Promise<{ plan: Pla
 
 /** What decides who is asked what with which shots; the judge and the intervals are not part of it. */
 export function evaluationContent(spec: Spec) {
-  const { users, questions, shotCounts } = spec.evaluation
-  return { v: 1, users, questions, shotCounts, shots: spec.episodes.shots, renderVersion }
+  const { users, questions, shotSets, shotCounts } = spec.evaluation
+  return { v: 2, users, questions, shotSets, shotCounts, shots: spec.episodes.shots, renderVersion }
 }
 
 function samplingOf({ evaluation }: Spec) {
   const { temperature, maxTokens, oracleDraws } = evaluation
-  return { answer: 2, temperature, maxTokens, oracleDraws }
+  return { answer: 3, temperature, maxTokens, oracleDraws }
 }
 
 interface Request {

@@ -79,6 +79,8 @@ export const scores: EngineStage<Score> = {
 /** A labelled pair of answers, as one subject sees it. */
 export interface HeldOutPair extends Cell {
   subject: Subject
+  /** Which of the subject's shot sets comes first in the prompt. */
+  set: number
   preference: Preference
   /** What the user truly prefers; the judge's label may be wrong. */
   likes: 'first' | 'second'
@@ -108,9 +110,10 @@ export function heldOut(of: {
       .flatMap((subject) =>
         (byUser.get(subject.user.id) ?? [])
           .filter(({ questionSplit }) => questionSplit === cell.questions)
-          .flatMap((preference) => {
+          .flatMap((preference, i) => {
             const likes = likesOf(preference, truth)
-            return likes ? [{ ...cell, subject, preference, likes }] : []
+            const set = i % spec.evaluation.shotSets
+            return likes ? [{ ...cell, subject, set, preference, likes }] : []
           }),
       ),
   )
@@ -155,9 +158,9 @@ function createLedger(plan: Plan): Ledger {
   const entries = new Map<string, { checkpoint: StageName; row: z.infer<typeof requestSchema> }>()
   const gaps = new Map<string, number>()
 
-  function rowFor({ context }: Scorer, { subject, preference }: HeldOutPair) {
+  function rowFor({ context }: Scorer, { subject, set, preference }: HeldOutPair) {
     return {
-      prefix: renderPrefix(shotsOf(plan, { subject, context })),
+      prefix: renderPrefix(shotsOf(plan, { subject, set, context })),
       query: renderQuery(preference.prompt),
       chosen: renderAnswer(preference.firstText),
       rejected: renderAnswer(preference.secondText),

@@ -50,6 +50,7 @@ export const specSchema = z.strictObject({
     architecture: architectureSchema,
     documents: positive,
     beta: z.number().positive(),
+    sftWeight: z.number().nonnegative(), // of -log pi(chosen), in nats, beside each pair's IPO loss; 0 is the paper
     clip: z.number().positive(),
     maxTokens: positive,
     base: phaseSchema,
@@ -61,6 +62,7 @@ export const specSchema = z.strictObject({
     judge: z.string(),
     users: positive, // per cell
     questions: positive, // per user and cell
+    shotSets: positive, // per user; questions and held-out pairs take them by turns
     temperature,
     maxTokens: positive,
     oracleDraws: positive,

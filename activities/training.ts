@@ -134,10 +134,12 @@ async function ipo(context: EngineContext, from: StageName) {
     init: { checkpoint },
     reference: checkpoint,
     beta: context.spec.training.beta,
+    sftWeight: context.spec.training.sftWeight,
   }
 }
 
 type Task = Pick<TrainSpec, 'objective' | 'init' | 'reference' | 'beta' | 'data'> &
+  Partial<Pick<TrainSpec, 'sftWeight'>> &
   ReturnType<typeof optimizerOf>
 
 async function train(context: EngineContext, task: Task): Promise<{ checkpoint: string }> {
@@ -156,9 +158,9 @@ function optimizerOf(spec: Spec, phase: Phase) {
 
 /** What a phase's checkpoint depends on beside the stages it reads; the seed is in every stage key. */
 function contentOf(spec: Spec, phase: Phase) {
-  const { clip, maxTokens, beta, architecture } = spec.training
+  const { clip, maxTokens, beta, sftWeight, architecture } = spec.training
   const shared = { v: 2, phase: spec.training[phase], clip, maxTokens }
   if (phase === 'base') return { ...shared, architecture }
   if (phase === 'prefFt') return shared
-  return { ...shared, beta, objective: 'ipo_sum' }
+  return { ...shared, beta, sftWeight, objective: 'ipo_sum' }
 }

@@ -36,16 +36,22 @@ function suite(wasm: boolean) {
   /** Loss, metrics and gradient of one step over the trees. */
   function step(
     trees: Tree[],
-    options: { objective?: Objective; shared?: boolean; references?: number[][] } = {},
+    options: {
+      objective?: Objective
+      shared?: boolean
+      references?: number[][]
+      sftWeight?: number
+    } = {},
   ) {
-    const { objective = 'ipo_sum', shared = true } = options
+    const { objective = 'ipo_sum', shared = true, sftWeight = 0 } = options
     const references = new Map<Tree, Float64Array>()
     let at = 0
     for (const tree of trees) {
       const own = options.references?.slice(at, (at += tree.branches.length)).flat()
       references.set(tree, Float64Array.from(own ?? tree.branches.flatMap(() => [0, 0])))
     }
-    const method = { kernels, llama, objective, beta: reference.beta, shared, references }
+    const { beta } = reference
+    const method = { kernels, llama, objective, beta, sftWeight, shared, references }
     const weights = kernels.upload(checkpoint.weights, [checkpoint.weights.length])
     const { loss, metrics, gradient } = stepGradient(method, weights, [trees])
     const values = Float32Array.from(gradient.dataSync<'float32'>())
@@ -168,6 +174,26 @@ function suite(wasm: boolean) {
     const dpo = judge('dpo', scores, { beta: 0.01, count: 2 })
     assert.ok(Math.abs(dpo.loss - Math.LN2) < 1e-12)
     assert.equal(dpo.metrics['rewards/margins'], 0)
+  })
+
+  test("sftWeight adds that much of the chosen answers' negative log-likelihood, and its gradient", () => {
+    const logps = Float64Array.of(-10, -20, -5, -7)
+    const scores = { logps, references: logps, lengths: [3, 4, 2, 2] }
+    const weighed = judge('ipo_sum', scores, { beta: 0.5, sftWeight: 2, count: 2 })
+    assert.equal(weighed.loss, 1 + (2 * (10 + 5)) / 2)
+    assert.deepEqual([...weighed.slopes], [-2, 1, -2, 1])
+    const mean = judge('ipo_mean', scores, { beta: 0.5, sftWeight: 2, count: 2 })
+    assert.ok(Math.abs(mean.loss - (1 + (2 * (10 / 3 + 5 / 2)) / 2)) < 1e-12)
+    const trees = referenceTrees('ipo_sum')
+    const plain = step(trees, { references: reference.references })
+    const both = step(trees, { references: reference.references, sftWeight: 3 })
+    const alone = step(referenceTrees('pref_ft'), { objective: 'pref_ft' }) // a mean over tokens
+    const tokens = trees.flatMap(({ branches }) =>
+      branches.map(({ answers }) => answers[0]!.length),
+    )
+    const scale = (3 * tokens.reduce((sum, length) => sum + length, 0)) / tokens.length
+    const expected = plain.gradient.map((value, i) => value + scale * alone.gradient[i]!)
+    assert.ok(relativeError(both.gradient, expected) < 1e-4)
   })
 
   test('Adam follows the formula with bias correction', () => {

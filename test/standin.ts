@@ -186,6 +186,7 @@ export const smallSpec: Spec = {
     ...presets.tiny.evaluation,
     users: 16,
     questions: 6,
+    shotSets: 3,
     temperature: 0.7,
     maxTokens: 64,
     judge: 'sim-judge',

@@ -76,7 +76,9 @@ function writeSentence(of: {
   const marks = hedging > 0 ? tentative : assertive
   const marker = hedging !== 0 && random.next() < 0.95 ? `${random.pick(marks)} ` : ''
   const verb = random.next() < 0.7 ? 'is' : 'feels'
-  return `${marker}${subject} ${verb} ${adjectiveOf(sentiment, voice, random)}.`
+  const [one, other] = [0, 1].map(() => adjectiveOf(sentiment, voice, random))
+  // Two adjectives: side by side they show a small model which ones praise.
+  return `${marker}${subject} ${verb} ${one} and ${other}.`
 }
 
 function adjectiveOf(sentiment: number, { from, words }: Voice, random: Random): string {

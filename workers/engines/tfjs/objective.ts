@@ -21,18 +21,23 @@ export function isPaired(objective: Objective): boolean {
   return objective !== 'lm' && objective !== 'pref_ft'
 }
 
+/** What turns a step's scores into its loss. */
+export interface Weighing {
+  beta: number
+  /** Of the chosen answers' negative log-likelihood beside the pairs' loss. */
+  sftWeight?: number
+  /** What the step's mean divides by. */
+  count: number
+}
+
 /**
  * Loss of (part of) a step. `count` is what the step's mean divides by: pairs, or scored tokens for lm and
  * pref_ft, so that parts of a step add up.
  */
-export function judge(
-  objective: Objective,
-  scores: Scores,
-  { beta, count }: { beta: number; count: number },
-): Judgement {
+export function judge(objective: Objective, scores: Scores, weighing: Weighing): Judgement {
   return isPaired(objective)
-    ? judgePairs(objective, scores, { beta, count })
-    : judgeLikelihood(scores, count)
+    ? judgePairs(objective, scores, weighing)
+    : judgeLikelihood(scores, weighing.count)
 }
 
 /** Mean negative log-likelihood per token (stage 1 of FSPO, and language modelling). */
@@ -44,7 +49,7 @@ function judgeLikelihood({ logps }: Scores, count: number): Judgement {
 function judgePairs(
   objective: Objective,
   { logps, references, lengths }: Scores,
-  { beta, count }: { beta: number; count: number },
+  { beta, sftWeight = 0, count }: Weighing,
 ): Judgement {
   const pairs = logps.length / 2
   const slopes = new Float64Array(logps.length)
@@ -60,8 +65,9 @@ function judgePairs(
     // The margin h of IPO (paper Eq. 6): how much more the policy prefers the chosen answer than the reference does.
     const margin = ratios[0]! * scale[0]! - ratios[1]! * scale[1]!
     const { value, slope } = pairLoss(objective, margin, beta)
-    loss += value / count
-    slopes[chosen] = (slope * scale[0]!) / count
+    // IPO alone may lower both answers; this holds the chosen one up (TRL's loss type 'sft', RPO's alpha).
+    loss += (value - sftWeight * logps[chosen]! * scale[0]!) / count
+    slopes[chosen] = ((slope - sftWeight) * scale[0]!) / count
     slopes[rejected] = (-slope * scale[1]!) / count
     sums.chosen += (beta * ratios[0]!) / count
     sums.rejected += (beta * ratios[1]!) / count

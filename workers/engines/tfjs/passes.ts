@@ -18,6 +18,7 @@ export interface Method {
   llama: Llama
   objective: Objective
   beta: number
+  sftWeight: number
   shared: boolean
   /** Summed log-probs of an answer under the reference, by tree: chosen and rejected in turn. */
   references: Map<Tree, Float64Array>
@@ -76,7 +77,7 @@ export function evaluate(method: Method, weights: Tensor, units: Unit[]) {
     const judgement = judge(
       method.objective,
       { ...scores, references: referencesOf(method, chunk) },
-      { beta: method.beta, count },
+      { ...method, count },
     )
     loss += judgement.loss
     for (const [name, value] of Object.entries(judgement.metrics)) {
@@ -91,7 +92,7 @@ function chunkGradient(
   parts: Tensor[],
   { trees, count }: { trees: Tree[]; count: number },
 ): { judgement: Judgement; gradient: Tensor } {
-  const { llama, objective, beta, shared } = method
+  const { llama, objective, shared } = method
   const plan = planTrees(trees, { shared })
   let judgement: Judgement | undefined
   const gradient = llama.withBatch(plan, (batch) => {
@@ -101,7 +102,7 @@ function chunkGradient(
       lengths: plan.lengths,
       references: referencesOf(method, trees),
     }
-    judgement = judge(objective, scores, { beta, count })
+    judgement = judge(objective, scores, { ...method, count })
     const slopes = new Float32Array(plan.sources.length) // 0 for the pad
     plan.segments.forEach((segment, i) => (slopes[i] = judgement!.slopes[segment]!))
     return llama.backward(parts, batch, { state: state!, slopes })

@@ -145,6 +145,10 @@ function slotsOf(units: Job[][]): Slots {
   }
 }
 
+function without(logits: Float32Array, ids: ReadonlySet<number>): Float32Array {
+  return logits.map((logit, id) => (ids.has(id) ? -Infinity : logit))
+}
+
 /** Chooses and keeps one slot's tokens; idle slots, without a job, are done from the start. */
 function createWriter(
   job: Job | undefined,
@@ -157,8 +161,10 @@ function createWriter(
   return {
     isDone,
     write(logits: Float32Array): number {
-      if (!isDone()) ids.push(choose(logits, { ...spec, random: random! }))
-      return ids.at(-1) ?? endId
+      if (isDone()) return ids.at(-1) ?? endId
+      const allowed = ids.length === 0 ? without(logits, stopIds) : logits // nothing is no answer
+      ids.push(choose(allowed, { ...spec, random: random! }))
+      return ids.at(-1)!
     },
     rows() {
       if (!job) return []

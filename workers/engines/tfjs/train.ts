@@ -58,6 +58,7 @@ export async function train(
     llama,
     objective: spec.objective,
     beta: spec.beta ?? 1,
+    sftWeight: spec.sftWeight,
     shared: spec.shared,
     references: new Map(),
   }
