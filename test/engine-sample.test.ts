@@ -54,6 +54,20 @@ test('greedy sampling continues as transformers does, whatever shares the batch'
   }
 })
 
+test('no answer is empty, however likely its end is', async (t) => {
+  const rows = reference.rows.slice(0, 1)
+  const texts = await sampleRows(temporaryFolder(t), rows, {
+    draws: 1500,
+    temperature: 9,
+    maxNewTokens: 2,
+  })
+  assert.equal(texts.filter(({ text, tokens }) => text === '' && tokens < 2).length, 0)
+  assert.ok(
+    texts.some(({ tokens, text }) => tokens === 2 && text.length < 3),
+    'some end after a token',
+  )
+})
+
 test('next-token logits equal those of torch within 1e-4', async () => {
   const kernels = await openBackend()
   const { config, weights, tokenizer } = await loadCheckpoint(tinyCheckpoint)
