@@ -34,9 +34,8 @@ export function claimsOf({
       holds: pooledSum !== null && Math.abs(pooledSum) <= 10,
     },
     {
-      claim:
-        "with another user's shots the gain is gone: win rate at most that without shots, and below that with their own",
-      value: `${showInterval(winRate.otherMinusNone)}, ${showInterval(winRate.ownMinusOther)} lost`,
+      claim: "another user's shots take the gain: win rate at most that without any",
+      value: showInterval(winRate.otherMinusNone),
       holds: (winRate.otherMinusNone.mean ?? Infinity) <= 0 && (winRate.ownMinusOther.lo ?? 0) > 0,
     },
   ]
