@@ -30,8 +30,8 @@ const tiny: Spec = {
   evaluation: {
     judge: 'sim-judge',
     users: 32,
-    questions: 8,
-    shotSets: 8,
+    questions: 6,
+    shotSets: 3,
     temperature: 0.7,
     maxTokens: 64,
     oracleDraws: 8,
