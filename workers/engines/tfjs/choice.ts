@@ -7,8 +7,11 @@ export function choose(
 ): number {
   if (temperature === 0) return likeliest(logits)
   const top = logits[likeliest(logits)]!
-  const weights = Float64Array.from(logits, (logit) => Math.exp((logit - top) / temperature))
-  const total = weights.reduce((sum, weight) => sum + weight, 0)
+  const weights = new Float64Array(logits.length)
+  let total = 0
+  for (let id = 0; id < logits.length; id++) {
+    total += weights[id] = Math.exp((logits[id]! - top) / temperature)
+  }
   const floor = topP < 1 ? nucleusFloor(weights, topP * total) : 0
   const kept = topP < 1 ? weights.reduce((sum, w) => (w >= floor ? sum + w : sum), 0) : total
   let rest = random.next() * kept
