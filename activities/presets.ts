@@ -19,7 +19,7 @@ const tiny: Spec = {
     architecture: { layers: 2, width: 96, heads: 4, hidden: 192, vocabulary: 1024, context: 512 },
     documents: 4800,
     beta: 0.05,
-    sftWeight: 3,
+    sftWeight: 2,
     clip: 1,
     maxTokens: 512,
     base: { steps: 600, batch: 8, learningRate: 3e-3, warmupSteps: 20 },
