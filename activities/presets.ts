@@ -31,7 +31,7 @@ const tiny: Spec = {
     judge: 'sim-judge',
     users: 32,
     questions: 6,
-    shotSets: 3,
+    shotSets: 6,
     temperature: 0.7,
     maxTokens: 64,
     oracleDraws: 8,

@@ -11,15 +11,14 @@ export interface Voice {
 }
 
 const voices: Record<string, Voice> = {
-  'sim-small': { faithfulness: 0.8, from: 0, words: 8 },
-  'sim-medium': { faithfulness: 0.9, from: 4, words: 8 },
-  'sim-large': { faithfulness: 0.95, from: 0, words: 12 },
+  'sim-small': { faithfulness: 0.8, from: 0, words: 5 },
+  'sim-medium': { faithfulness: 0.9, from: 3, words: 5 },
+  'sim-large': { faithfulness: 0.95, from: 0, words: 8 },
 }
-const ordinaryVoice: Voice = { faithfulness: 0.9, from: 2, words: 10 }
+const ordinaryVoice: Voice = { faithfulness: 0.9, from: 2, words: 7 }
 
-const praise =
-  'good great superb wonderful lovely charming clever delightful beautiful perfect amazing funny'
-const blame = 'bad dull boring weak poor awful terrible dreadful horrible ugly messy annoying'
+const praise = 'good superb wonderful lovely delightful beautiful amazing funny'
+const blame = 'bad boring awful terrible dreadful horrible ugly annoying'
 const plain = 'ordinary typical usual familiar'
 const adjectives = [blame, plain, praise].map((list) => list.split(' '))
 const subjects = [
@@ -89,12 +88,13 @@ function adjectiveOf(sentiment: number, { from, words }: Voice, random: Random):
 
 // What the simulator's judge knows of English; its own lists, so that it may err about a text.
 const liked = words(
-  `${praise} brilliant excellent fantastic gripping moving strong fresh loved love enjoyed enjoy
-   best fun impressive memorable masterpiece stunning engaging powerful magnificent fine nice`,
+  `${praise} great charming clever perfect brilliant excellent fantastic gripping moving strong
+   fresh loved love enjoyed enjoy best fun impressive memorable masterpiece stunning engaging
+   powerful magnificent fine nice`,
 )
 const disliked = words(
-  `${blame} hated hate worst tedious disappointing stale bland lazy clumsy flat mess waste
-   forgettable predictable slow confusing shallow pointless silly`,
+  `${blame} dull weak poor messy hated hate worst tedious disappointing stale bland lazy clumsy
+   flat mess waste forgettable predictable slow confusing shallow pointless silly`,
 )
 const hedges =
   /\b(?:perhaps|maybe|possibly|probably|arguably|apparently|might|could|seems?|seemed|somewhat|i (?:suppose|guess|think|believe)|sort of|kind of)\b/g
