@@ -4,14 +4,7 @@ import type { Tensor } from '@tensorflow/tfjs-core'
 import type { Kernels } from './kernels.ts'
 import { layerForward, layerWeights, mlpForward } from './layer.ts'
 import { finalLogits, type Llama } from './llama.ts'
-import { planTrees, type Tree } from './tree.ts'
-
-/** Slots that generate in step: `units` of `width` slots share a tree's prefix; each slot has one branch. */
-export interface Slots {
-  trees: Tree[] // answers are ignored
-  width: number
-  units: { tree: number; branches: number[] }[] // `branches` may be shorter than `width`: idle slots
-}
+import { keepUnits, layOut, type Layout, type Slots } from './slots.ts'
 
 /** Logits for the next token of every slot, row by row: [slots, vocabulary]. */
 export interface Decoder {
@@ -19,6 +12,8 @@ export interface Decoder {
   start(): Float32Array
   /** After one more token in each slot. */
   next(tokens: Int32Array): Float32Array
+  /** Goes on with these units alone, by their present order; their slots move up. */
+  keep(units: number[]): void
   dispose(): void
 }
 
@@ -35,12 +30,12 @@ export function createDecoder(
   llama: Llama,
   { weights, slots, padId }: { weights: Tensor[]; slots: Slots; padId: number },
 ): Decoder {
-  const layout = layOut(slots, padId)
+  let layout = layOut(slots, padId)
   const { caches, logits } = prefill(kernels, llama, { weights, layout })
-  const { slotCount } = layout
   let generated = 0
 
   function next(tokens: Int32Array): Float32Array {
+    const { slotCount } = layout
     const values = tf.tidy(() => {
       const positions = layout.starts.map((start) => start + generated)
       const step = {
@@ -62,61 +57,40 @@ export function createDecoder(
     generated++
     return values
   }
+
+  function keep(units: number[]) {
+    const { heads } = llama.config
+    const kept = keepUnits(layout, units)
+    for (const cache of caches) {
+      if (layout.prefix > 0) {
+        pick(cache, ['prefixKeys', 'prefixValues'], headRows(heads, layout.unitCount, units))
+      }
+      pick(cache, ['keys', 'values'], headRows(heads, layout.slotCount, kept.slots))
+    }
+    layout = kept.layout
+  }
+
+  function pick(cache: LayerCache, names: (keyof LayerCache)[], index: Int32Array) {
+    for (const name of names) {
+      const rows = tf.tidy(() => kernels.rows(cache[name], kernels.upload(index, [index.length])))
+      cache[name].dispose()
+      cache[name] = tf.keep(rows)
+    }
+  }
+
   return {
     start: () => logits,
     next,
+    keep,
     dispose: () => tf.dispose(caches.flatMap((cache) => Object.values(cache) as Tensor[])),
   }
 }
 
-type Layout = ReturnType<typeof layOut>
-
-/** Which token of the prompts' plan each slot's cache starts with. */
-function layOut({ trees, width, units }: Slots, padId: number) {
-  const asked = trees.map(({ prefix, branches }) => ({
-    prefix,
-    branches: branches.map(({ query }) => ({ query, answers: [[padId]] })), // to get logits after the query
-  }))
-  const plan = planTrees(asked)
-  const branches = asked.flatMap((tree, t) =>
-    tree.branches.map(({ query }) => ({ tree: t, query })),
-  )
-  const firstBranch = asked.map((_, t) => branches.findIndex(({ tree }) => tree === t))
-  const slotBranches = units.flatMap(({ tree, branches: own }) =>
-    Array.from({ length: width }, (_, i) => firstBranch[tree]! + (own[i] ?? 0)),
-  )
-  const slotCount = slotBranches.length
-  const prefix = Math.max(...units.map(({ tree }) => trees[tree]!.prefix.length))
-  const own = Math.max(...slotBranches.map((branch) => branches[branch]!.query.length))
-  const pad = plan.tokens.length - 1
-  const prefixTokens = new Int32Array(units.length * prefix).fill(pad)
-  const prefixLengths = units.map(({ tree }) => trees[tree]!.prefix.length)
-  units.forEach(({ tree }, u) => {
-    prefixTokens.set(plan.branchTokens[firstBranch[tree]!]!.slice(0, prefixLengths[u]), u * prefix)
+/** Which of `heads * count` rows, heads first, belong to the chosen of each head. */
+function headRows(heads: number, count: number, chosen: number[]): Int32Array {
+  return Int32Array.from({ length: heads * chosen.length }, (_, i) => {
+    return Math.floor(i / chosen.length) * count + chosen[i % chosen.length]!
   })
-  const ownTokens = new Int32Array(slotCount * own).fill(pad)
-  const ownLengths = slotBranches.map((branch) => branches[branch]!.query.length)
-  const starts = new Int32Array(slotCount)
-  slotBranches.forEach((branch, slot) => {
-    const from = prefixLengths[Math.floor(slot / width)]!
-    const length = ownLengths[slot]!
-    ownTokens.set(plan.branchTokens[branch]!.slice(from, from + length), slot * own)
-    starts[slot] = from + length
-  })
-  return {
-    plan,
-    slotCount,
-    slotBranches,
-    width,
-    prefix,
-    own,
-    unitCount: units.length,
-    prefixTokens,
-    prefixLengths,
-    ownTokens,
-    ownLengths,
-    starts,
-  }
 }
 
 /** Runs the prompts and gathers the caches from what their layers computed. */

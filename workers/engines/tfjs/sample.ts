@@ -9,11 +9,12 @@ import type { LlamaConfig } from './architecture.ts'
 import { loadCheckpoint } from './checkpoint.ts'
 import { choose } from './choice.ts'
 import { readRows } from './data.ts'
-import { createDecoder, type Slots } from './decoder.ts'
+import { createDecoder } from './decoder.ts'
 import { emit, type Stop } from './events.ts'
 import type { Kernels } from './kernels.ts'
 import { createLlama } from './llama.ts'
 import { sampledSchema, sampleRowSchema } from './rows.ts'
+import type { Slots } from './slots.ts'
 import type { Tokenizer } from './tokenizer.ts'
 
 const slotsAtOnce = 256
@@ -46,11 +47,12 @@ export async function sample(
     const writers = units.flatMap((unit) =>
       Array.from({ length: slots.width }, (_, i) => createWriter(unit[i], { spec, tokenizer })),
     )
+    let seats = writers
     let logits = decoder.start()
-    for (let generated = 0; ; generated++) {
-      const tokens = writers.map((writer, slot) =>
+    for (let generated = 1; ; generated++) {
+      let tokens = seats.map((writer, seat) =>
         writer.write(
-          logits.subarray(slot * config.vocabulary, slot * config.vocabulary + tokenizer.size),
+          logits.subarray(seat * config.vocabulary, seat * config.vocabulary + tokenizer.size),
         ),
       )
       await stop.breathe()
@@ -58,7 +60,13 @@ export async function sample(
         emit({ event: 'preempted', step: 0 })
         return false
       }
-      if (generated + 1 >= spec.maxNewTokens || writers.every((writer) => writer.isDone())) break
+      if (generated >= spec.maxNewTokens || seats.every((writer) => writer.isDone())) break
+      const busy = busyUnits(seats, slots.width)
+      if (2 * busy.length * slots.width <= seats.length) {
+        decoder.keep(busy) // most answers are short: the long ones go on alone
+        seats = ofUnits(seats, busy, slots.width)
+        tokens = ofUnits(tokens, busy, slots.width)
+      }
       logits = decoder.next(Int32Array.from(tokens))
     }
     decoder.dispose()
@@ -143,6 +151,17 @@ function slotsOf(units: Job[][]): Slots {
     width: Math.max(...units.map((unit) => unit.length)),
     units: placed,
   }
+}
+
+/** Units with a slot that still writes. */
+function busyUnits(seats: { isDone(): boolean }[], width: number): number[] {
+  const busy = new Set<number>()
+  seats.forEach((writer, seat) => !writer.isDone() && busy.add(Math.floor(seat / width)))
+  return [...busy]
+}
+
+function ofUnits<Value>(values: Value[], units: number[], width: number): Value[] {
+  return units.flatMap((unit) => values.slice(unit * width, (unit + 1) * width))
 }
 
 function without(logits: Float32Array, ids: ReadonlySet<number>): Float32Array {
