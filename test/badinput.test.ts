@@ -7,8 +7,14 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, before, test } from 'node:test'
 
+import { stageKey, stagePrefix } from '../activities/keys.ts'
+import { stageTable } from '../activities/stages.ts'
 import { sha256 } from '../infra/hash.ts'
+import { sealStage } from '../infra/seals.ts'
+import { readFiles, sealFiles, shardPrefix } from '../infra/shards.ts'
+import { createFileStore } from '../infra/store.ts'
 import { packageRoot, program } from '../workers/paths.ts'
+import { readSettings } from '../workers/settings.ts'
 import { withSimulator } from './endpoints.ts'
 
 const folder = mkdtempSync(join(tmpdir(), 'fspo-badinput-'))
@@ -227,19 +233,46 @@ async function followRemedy(line: string, content: unknown) {
 }
 
 test('a checkpoint without one of its tensors is named with file and tensor', async () => {
-  const checkpoint = join(folder, 'checkpoint')
-  const weights = join(checkpoint, 'model.safetensors')
-  cpSync(join(packageRoot, 'test/fixtures/engine-tiny'), checkpoint, { recursive: true })
-  const lost = loseTensor(weights)
-  const hash = sha256(readFileSync(weights))
-  const { code, error } = await describe({ v: 1, command: 'describe', checkpoint })
-  assert.equal(error?.errorClass, 'CorruptCheckpoint')
-  assert.ok(error?.message?.startsWith(`${weights}: `), error?.message)
-  assert.ok(error?.message?.includes(lost), error?.message)
-  assert.match(error?.message ?? '', /: restore the checkpoint folder[^\n]*$/)
-  assert.equal(code, 1)
-  assert.equal(sha256(readFileSync(weights)), hash)
+  const { weights, lost } = await sealBase('tensor', small())
+  const line = await assertRefused(() => train('tensor', small()), {
+    code: 1,
+    message:
+      /^fspo: run tensor failed: stage (pref-ft|pooled), .*: restore the checkpoint folder or train it again/,
+  })
+  assert.ok(line.includes(`${weights}: `) && line.includes(lost), line)
 })
+
+test('a checkpoint that was damaged after it was sealed is named with the remedy', async () => {
+  const { weights } = await sealBase('weights', small({ seed: 1 }))
+  writeFileSync(weights, readFileSync(weights).fill(0, 20_000, 20_100))
+  await assertRefused(() => train('weights', small({ seed: 1 })), {
+    code: 1,
+    message:
+      /^fspo: run weights failed: .*Damaged base\/\S+\/model\.safetensors in file:.*; remove \S+ and \S+ and run again to make it anew/,
+  })
+})
+
+function train(name: string, content: unknown): Promise<End> {
+  return fspo(['train', '--config', writeJson(name, content), '--name', name])
+}
+
+/** Seals a small checkpoint as what stage base would make, without one of its tensors. */
+async function sealBase(name: string, content: unknown) {
+  const { spec } = await readSettings({ config: writeJson(name, content), name }, ['train'])
+  const place = stagePrefix('base', stageKey(stageTable, 'base', spec))
+  const fixture = join(packageRoot, 'test/fixtures/engine-tiny')
+  const checkpoint = join(folder, `checkpoint-${name}`)
+  cpSync(fixture, checkpoint, { recursive: true })
+  const lost = loseTensor(join(checkpoint, 'model.safetensors'))
+  const names = readdirSync(checkpoint)
+  const files = Object.fromEntries(names.map((file) => [file, join(checkpoint, file)]))
+  const sealed = createFileStore(store)
+  await sealed.put(`${place}/layout.json`, Buffer.from('{"items":1,"shardItems":1}'))
+  await sealFiles({ store: sealed, prefix: shardPrefix(place, 0), files, seconds: 0 })
+  await sealStage({ store: sealed, folder: place, shards: 1, items: 1 })
+  const paths = await readFiles(sealed, shardPrefix(place, 0))
+  return { weights: paths.files['model.safetensors'] ?? '', lost }
+}
 
 /** Takes a tensor out of the header of a safetensors file; returns its name. */
 function loseTensor(path: string): string {
@@ -251,22 +284,6 @@ function loseTensor(path: string): string {
   bytes.write(JSON.stringify(header).padEnd(length), 8)
   writeFileSync(path, bytes)
   return name
-}
-
-/** Runs the real engine; returns its exit code and the error it tells of. */
-async function describe(spec: unknown) {
-  const [command = '', ...args] = program('engines/tfjs/main')
-  const child = spawn(command, [...args, 'describe', writeJson('describe', spec)], {
-    stdio: ['pipe', 'pipe', 'ignore'],
-  })
-  const output = await child.stdout.setEncoding('utf8').toArray()
-  const code = child.exitCode ?? (await once(child, 'exit'))[0]
-  const events: { event: string; errorClass?: string; message?: string }[] = output
-    .join('')
-    .trimEnd()
-    .split('\n')
-    .map((line) => JSON.parse(line))
-  return { code, error: events.find(({ event }) => event === 'error') }
 }
 
 // Last, for it leaves no room.

@@ -1,6 +1,7 @@
 import { episodes } from '../activities/episodes.ts'
 import { personas } from '../activities/personas.ts'
 import { preferences } from '../activities/preferences.ts'
+import { presets } from '../activities/presets.ts'
 import { questions } from '../activities/questions.ts'
 import type {
   Episode,
@@ -19,6 +20,15 @@ import { FspoError } from '../infra/errors.ts'
 import type { Chat, ChatRequest } from '../infra/llm.ts'
 import { seedOf } from '../infra/random.ts'
 import { createMind } from '../workers/mind.ts'
+
+/** A whole specification of few users and questions. */
+export const smallSpec: Spec = {
+  ...presets.tiny,
+  users: { ...presets.tiny.users, train: 8, unseen: 4 },
+  questions: { ...presets.tiny.questions, seen: 8, unseen: 4 },
+  preferences: { ...presets.tiny.preferences, pairs: 40, unseenPairs: 8 },
+  episodes: { ...presets.tiny.episodes, perUser: 4 },
+}
 
 /** Every item stage's rows, made in this process by the simulator's mind. */
 export interface Chain {

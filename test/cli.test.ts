@@ -3,6 +3,7 @@ import { spawn } from 'node:child_process'
 import { existsSync, readFileSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { join } from 'node:path'
+import { createInterface } from 'node:readline'
 import { test } from 'node:test'
 
 import { isAlive } from '../infra/processes.ts'
@@ -13,6 +14,7 @@ import {
   eventually,
   freshFolder,
   fspo,
+  fspoInto,
   stackOf,
   startFspo,
   writeConfig,
@@ -84,6 +86,43 @@ test('a port that was asked for and is taken is an error; otherwise another is c
   assert.match(line, new RegExp(`port ${port} \\(--port\\) is in use`))
 })
 
+test('stacks started at one moment get ports of their own, and end in order when their reader does', async () => {
+  const stacks = [freshFolder(), freshFolder()].map(async (folder) => {
+    const up = fspoInto(folder, 'head -n 1', ['up'])
+    const marks = await eventually(() => childrenOf(folder))
+    const { stdout, stderr } = await up
+    assert.equal(stderr, 'code 130\n')
+    assert.ok(!marks.some(isAlive), 'nothing is left behind')
+    assert.equal(stackOf(folder), undefined)
+    return stdout.match(/:\d+/g) ?? []
+  })
+  const ports = (await Promise.all(stacks)).flat()
+  assert.equal(new Set(ports).size, 4, ports.join(' '))
+})
+
+test('a port is chosen by one of many processes that look for it at the same moment', async () => {
+  const usual = await choosePort({ asked: 0, usual: 0, flag: '' })
+  const script = `
+    const { choosePort } = await import(${JSON.stringify(import.meta.resolve('../workers/ports.ts'))})
+    process.stdin.once('data', async () => {
+      const find = () => choosePort({ asked: undefined, usual: ${usual + 1}, flag: '' })
+      console.log(JSON.stringify([await find(), await find()]))
+    })
+    console.log('ready')`
+  const seekers = Array.from({ length: 6 }, () => {
+    const args = ['--import', 'tsx', '--input-type=module', '--eval', script]
+    const child = spawn(process.execPath, args, { stdio: ['pipe', 'pipe', 'inherit'] })
+    return { child, lines: createInterface(child.stdout)[Symbol.asyncIterator]() }
+  })
+  for (const { lines } of seekers) assert.equal((await lines.next()).value, 'ready')
+  for (const { child } of seekers) child.stdin.write('go\n')
+  const found = await Promise.all(seekers.map(async ({ lines }) => (await lines.next()).value))
+  const ports = found.flatMap((line): number[] => JSON.parse(line))
+  assert.equal(new Set(ports).size, 12, ports.join(' '))
+  assert.ok(Math.max(...ports) < usual + 100)
+  for (const { child } of seekers) child.stdin.end()
+})
+
 test('one stack serves run, status, pause and resume, and ends in order', async (t) => {
   const folder = freshFolder()
   writeConfig(folder, small)
@@ -100,6 +139,8 @@ test('one stack serves run, status, pause and resume, and ends in order', async 
   const paused = await run.ended
   assert.equal(paused.code, 3, paused.stderr)
   assert.match(paused.stderr, /run small is paused: go on with `fspo resume small`/)
+  const unread = await fspoInto(folder, 'true', ['status'])
+  assert.equal(unread.stderr, 'code 0\n', 'a reader that has gone is no failure')
   const { stdout } = await fspo(folder, ['status', 'small'])
   assert.match(stdout, /paused: go on with/)
 
@@ -147,16 +188,19 @@ test('Ctrl-C ends a run with 130 and the same command finishes it; twice ends it
   const args = ['generate', '--config', 'fspo.json', '--name', 'small']
   for (const times of [1, 2]) {
     const run = startFspo(folder, args)
-    const marks = await eventually(() => {
-      const all = Object.values(stackOf(folder)?.processes ?? {})
-      return all.length === 5 ? all : undefined
-    })
+    const marks = await eventually(() => childrenOf(folder))
     for (let i = 0; i < times; i++) run.child.kill('SIGINT')
     assert.equal((await run.ended).code, 130)
     await eventually(() => (marks.some(isAlive) ? undefined : true))
   }
   assert.equal((await fspo(folder, args)).code, 0)
 })
+
+/** All five processes of a stack, once they are there. */
+function childrenOf(folder: string) {
+  const all = Object.values(stackOf(folder)?.processes ?? {})
+  return all.length === 5 ? all : undefined
+}
 
 /** Pauses the run once it answers. */
 async function pauseWhen(folder: string, { ended }: Command) {

@@ -2,11 +2,11 @@ import { spawn, type ChildProcess } from 'node:child_process'
 import { mkdirSync, mkdtempSync, readFileSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { fileURLToPath } from 'node:url'
 
+import { program } from '../workers/paths.ts'
 import type { StackInfo } from '../workers/stackfile.ts'
 
-const cli = fileURLToPath(new URL('../workers/cli.ts', import.meta.url))
+const command = program('cli')
 
 /** What a command left when it ended. */
 export interface Ended {
@@ -33,8 +33,18 @@ export function startFspo(
   args: string[],
   env: Record<string, string> = {},
 ): Command {
+  return start(folder, [...command, ...args], env)
+}
+
+/** Runs `fspo … | reader`; its last line of stderr is `code <that of fspo>`. */
+export function fspoInto(folder: string, reader: string, args: string[]): Promise<Ended> {
+  const script = `{ "$@"; echo "code $?" >&2; } | ${reader}`
+  return start(folder, ['sh', '-c', script, 'sh', ...command, ...args]).ended
+}
+
+function start(folder: string, [file = '', ...args]: string[], env = {}): Command {
   const { TEMPORAL_ADDRESS: _, ...inherited } = process.env
-  const child = spawn(process.execPath, ['--import', import.meta.resolve('tsx'), cli, ...args], {
+  const child = spawn(file, args, {
     cwd: folder,
     env: { ...inherited, FSPO_HOME: join(folder, '.fspo'), ...env },
     stdio: ['ignore', 'pipe', 'pipe'],

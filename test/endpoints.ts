@@ -60,6 +60,15 @@ export async function withSimulator<Result>(
   }
 }
 
+/** Posts one chat as it is, by nothing but fetch. */
+export function post(url: string, body: unknown, headers = {}): Promise<Response> {
+  return fetch(`${url}/chat/completions`, {
+    method: 'POST',
+    headers: { 'content-type': 'application/json', ...headers },
+    body: typeof body === 'string' ? body : JSON.stringify(body),
+  })
+}
+
 /** A server that answers as told, for what the simulator never says. */
 export async function withServer<Result>(
   handle: (asked: IncomingMessage & { text: string }, response: ServerResponse) => void,

@@ -8,16 +8,9 @@ import type { Episode } from '../activities/records.ts'
 import { renderPrefix, renderQuery, specialTokens } from '../activities/render.ts'
 import { type Spec } from '../activities/spec.ts'
 import { isTrainedCombination, measurableUser } from '../activities/users.ts'
-import { type Chain, makeChain } from './chain.ts'
+import { type Chain, makeChain, smallSpec as small } from './chain.ts'
 
 const spec: Spec = presets.tiny
-const small: Spec = {
-  ...spec,
-  users: { ...spec.users, train: 8, unseen: 4 },
-  questions: { ...spec.questions, seen: 8, unseen: 4 },
-  preferences: { ...spec.preferences, pairs: 40, unseenPairs: 8 },
-  episodes: { ...spec.episodes, perUser: 4 },
-}
 
 let chain: Chain
 

@@ -2,29 +2,16 @@ import assert from 'node:assert/strict'
 import { test } from 'node:test'
 
 import { createFaults, parseRates, type FaultKind, type FaultOptions } from '../workers/faults.ts'
-import { answer } from '../workers/mind.ts'
-import { startSimulator, type Simulator } from '../workers/simulator.ts'
+import type { Simulator } from '../workers/simulator.ts'
+import { post, withSimulator } from './endpoints.ts'
 
 const question = { model: 'sim', messages: [{ role: 'user', content: 'Request: review Heat.' }] }
 
-async function withFaults(
+function withFaults(
   faults: FaultOptions,
   use: (simulator: Simulator) => Promise<void>,
 ): Promise<void> {
-  const simulator = await startSimulator({ answer, models: ['sim'], faults })
-  try {
-    await use(simulator)
-  } finally {
-    await simulator.close()
-  }
-}
-
-function post(url: string, body: unknown, headers = {}): Promise<Response> {
-  return fetch(`${url}/chat/completions`, {
-    method: 'POST',
-    headers: { 'content-type': 'application/json', ...headers },
-    body: typeof body === 'string' ? body : JSON.stringify(body),
-  })
+  return withSimulator({ models: ['sim'], faults }, use)
 }
 
 test('each fault looks on the wire as its name says', async () => {

@@ -15,6 +15,15 @@ import {
   withSimulator,
 } from './endpoints.ts'
 
+/** Answers nothing; `reached` resolves when so many requests have come. */
+function hangs(count: number) {
+  let reach = () => {}
+  const reached = new Promise<void>((resolve) => (reach = resolve))
+  let asked = 0
+  const handle = () => void (++asked === count && reach())
+  return { handle, reached }
+}
+
 test('a reply says who gave it and what it cost', async () => {
   await withSimulator({}, async ({ url, counts }) => {
     const reply = await withChat({ model: modelOf(undefined), simulatorUrl: url }, (chat) =>
@@ -155,7 +164,8 @@ test('sockets are kept and used again, one per call in flight', async () => {
 })
 
 test('an aborted signal ends calls in flight and in the queue with its reason', async () => {
-  await withSimulator({ faults: { rates: { hang: 1 } } }, ({ url }) =>
+  const hung = hangs(16)
+  await withServer(hung.handle, (url) =>
     withChat({ model: modelOf(url, { concurrency: 16 }) }, async (chat) => {
       const controller = new AbortController()
       const reason = new Error('cancelled by the shard')
@@ -163,8 +173,9 @@ test('an aborted signal ends calls in flight and in the queue with its reason', 
       const note = ({ name }: Error) => warnings.push(name)
       process.on('warning', note)
       const calls = Array.from({ length: 40 }, () => chat(request({ signal: controller.signal })))
+      await hung.reached
       const start = performance.now()
-      setTimeout(() => controller.abort(reason), 50)
+      controller.abort(reason)
       for (const result of await Promise.allSettled(calls)) {
         assert(result.status === 'rejected' && result.reason === reason)
       }
@@ -177,10 +188,12 @@ test('an aborted signal ends calls in flight and in the queue with its reason', 
 })
 
 test('close ends what is in flight', async () => {
-  await withSimulator({ faults: { rates: { hang: 1 } } }, ({ url }) =>
+  const hung = hangs(1)
+  await withServer(hung.handle, (url) =>
     withChat({ model: modelOf(url) }, async (chat) => {
       const call = failure(chat(request()))
-      setTimeout(() => void chat.close(), 50)
+      await hung.reached
+      void chat.close()
       assert.match((await call).message, /is closed: the client was shut down/)
     }),
   )

@@ -14,38 +14,6 @@ const main = new URL('../workers/engines/tfjs/main.ts', import.meta.url).pathnam
 export const fixtures = new URL('fixtures/', import.meta.url).pathname
 export const tinyCheckpoint = join(fixtures, 'engine-tiny')
 
-/** Values that reference.py computed with torch in float64. */
-const pairSchema = z.tuple([z.number(), z.number()])
-const singleSchema = z.object({ loss: z.number(), norm: z.number() })
-const stepsSchema = z.object({ losses: z.array(z.number()), norms: z.array(z.number()) })
-export const reference = z
-  .object({
-    beta: z.number(),
-    learningRate: z.number(),
-    clip: z.number(),
-    rows: z.array(
-      z.object({
-        id: z.string(),
-        index: z.int(),
-        group: z.int(),
-        episode: z.int(),
-        prefix: z.string(),
-        query: z.string(),
-        chosen: z.string(),
-        rejected: z.string(),
-      }),
-    ),
-    logps: z.array(pairSchema),
-    references: z.array(pairSchema),
-    single: z.record(z.string(), singleSchema),
-    steps: z.record(z.string(), stepsSchema),
-    encodings: z.array(z.object({ text: z.string(), ids: z.array(z.int()), back: z.string() })),
-    logits: z.array(z.number()),
-    greedy: z.array(z.int()),
-    context: z.int(),
-  })
-  .parse(JSON.parse(readFileSync(join(fixtures, 'engine-reference.json'), 'utf8')))
-
 export const rowSchema = z.object({
   id: z.string(),
   index: z.int(),
@@ -56,6 +24,27 @@ export const rowSchema = z.object({
   chosen: z.string(),
   rejected: z.string(),
 })
+
+/** Values that reference.py computed with torch in float64. */
+const pairSchema = z.tuple([z.number(), z.number()])
+const singleSchema = z.object({ loss: z.number(), norm: z.number() })
+const stepsSchema = z.object({ losses: z.array(z.number()), norms: z.array(z.number()) })
+export const reference = z
+  .object({
+    beta: z.number(),
+    learningRate: z.number(),
+    clip: z.number(),
+    rows: z.array(rowSchema),
+    logps: z.array(pairSchema),
+    references: z.array(pairSchema),
+    single: z.record(z.string(), singleSchema),
+    steps: z.record(z.string(), stepsSchema),
+    encodings: z.array(z.object({ text: z.string(), ids: z.array(z.int()), back: z.string() })),
+    logits: z.array(z.number()),
+    greedy: z.array(z.int()),
+    context: z.int(),
+  })
+  .parse(JSON.parse(readFileSync(join(fixtures, 'engine-reference.json'), 'utf8')))
 
 /** A folder that goes when the test ends. */
 export function temporaryFolder(test: { after(hook: () => void): void }): string {

@@ -9,33 +9,14 @@ import { APIError, OpenAI } from 'openai'
 import { Pool } from 'undici'
 
 import { answer } from '../workers/mind.ts'
-import { startSimulator, type Simulator, type SimulatorOptions } from '../workers/simulator.ts'
+import { startSimulator, type Simulator } from '../workers/simulator.ts'
+import { post, withSimulator } from './endpoints.ts'
 
 const models = ['sim-large', 'sim-judge', 'org/sim']
 const program = fileURLToPath(import.meta.resolve('../workers/simulator.ts'))
 
 function ask(question: string, more = {}) {
   return { model: 'sim-large', messages: [{ role: 'user' as const, content: question }], ...more }
-}
-
-async function withSimulator(
-  options: Partial<SimulatorOptions>,
-  use: (simulator: Simulator) => Promise<void>,
-): Promise<void> {
-  const simulator = await startSimulator({ answer, models, ...options })
-  try {
-    await use(simulator)
-  } finally {
-    await simulator.close()
-  }
-}
-
-function post(url: string, body: unknown, headers = {}): Promise<Response> {
-  return fetch(`${url}/chat/completions`, {
-    method: 'POST',
-    headers: { 'content-type': 'application/json', ...headers },
-    body: typeof body === 'string' ? body : JSON.stringify(body),
-  })
 }
 
 function json(response: Response): Promise<any> {
@@ -104,7 +85,7 @@ describe('the official openai client, as it is', () => {
 
 test('maxTokens cuts a reply between words and says so, under either name', async () => {
   const deaf = () => ({ text: 'Nobody, ever, told me.', finishReason: 'stop' as const })
-  await withSimulator({ answer: deaf }, async ({ url }) => {
+  await withSimulator({ models, answer: deaf }, async ({ url }) => {
     const reply = async (more: object) => {
       const { choices, usage } = await json(await post(url, ask('x', more)))
       const [{ message, finish_reason }] = choices
@@ -117,7 +98,7 @@ test('maxTokens cuts a reply between words and says so, under either name', asyn
 })
 
 test('equal prompt, temperature and seed give equal replies, other seeds other ones', async () => {
-  await withSimulator({}, async ({ url }) => {
+  await withSimulator({ models }, async ({ url }) => {
     const reply = async (more: object) => {
       const request = ask('Reviewer: loves praise\nRequest: review Heat.', more)
       return (await json(await post(url, request))).choices[0].message.content
@@ -134,7 +115,7 @@ test('nonsense is refused and leaves the server alive', async () => {
   const broken = () => {
     throw new Error('no mind')
   }
-  await withSimulator({ answer: broken }, async ({ url }) => {
+  await withSimulator({ models, answer: broken }, async ({ url }) => {
     const statuses = [
       await post(url, '{"model":'),
       await post(url, 'null'),
@@ -152,7 +133,7 @@ test('nonsense is refused and leaves the server alive', async () => {
 })
 
 test('counts what it did, and answers given twice', async () => {
-  await withSimulator({ countDuplicates: true }, async ({ url, counts }) => {
+  await withSimulator({ models, countDuplicates: true }, async ({ url, counts }) => {
     const usages = []
     for (const question of ['one', 'two', 'one']) {
       usages.push((await json(await post(url, ask(question)))).usage)
@@ -199,7 +180,7 @@ describe('as a process', () => {
   })
 
   test('ends with one line and code 2 for a wrong flag or a port in use', async () => {
-    await withSimulator({}, async ({ url }) => {
+    await withSimulator({ models }, async ({ url }) => {
       const failure = async (...flags: string[]) => {
         const child = start(...flags)
         const [[code], text] = await Promise.all([

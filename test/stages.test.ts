@@ -11,16 +11,9 @@ import { type Spec, specSchema } from '../activities/spec.ts'
 import { measurableUser, prefers } from '../activities/users.ts'
 import type { ChatRequest } from '../infra/llm.ts'
 import { createMind } from '../workers/mind.ts'
-import { type Chain, makeChain } from './chain.ts'
+import { type Chain, makeChain, smallSpec as small } from './chain.ts'
 
 const spec: Spec = presets.tiny
-const small: Spec = {
-  ...spec,
-  users: { ...spec.users, train: 8, unseen: 4 },
-  questions: { ...spec.questions, seen: 8, unseen: 4 },
-  preferences: { ...spec.preferences, pairs: 40, unseenPairs: 8 },
-  episodes: { ...spec.episodes, perUser: 4 },
-}
 
 let chain: Chain
 const requests: ChatRequest[] = []

@@ -6,10 +6,10 @@ import { test } from 'node:test'
 import { isAlive, type ProcessMark } from '../infra/processes.ts'
 import type { StageName } from '../activities/stage.ts'
 import type { Report } from '../activities/report.ts'
-import { partOf } from '../activities/stages.ts'
+import { stageTable } from '../activities/stages.ts'
 import { eventually, freshFolder, fspo, stackOf, startFspo, writeConfig } from './commands.ts'
 
-/** Small, yet with several shards, each engine command once, and answers one at a time. */
+/** Small, yet with several shards, each engine command at least once, and answers two at a time. */
 const config = {
   preset: 'tiny',
   name: 'small',
@@ -26,10 +26,18 @@ const config = {
       pooled: { steps: 4 },
       fspo: { steps: 12 },
     },
+    evaluation: {
+      users: 4,
+      questions: 2,
+      maxTokens: 16,
+      oracleDraws: 2,
+      shotCounts: [0],
+      resamples: 100,
+    },
   },
   operations: { shardItems: 50, concurrency: 2, window: 2, flushEvery: 10 },
 }
-/** Who is killed when a stage has so many shards sealed, or training steps done. */
+/** Who is killed when a stage has so many shards sealed, or its engine has told of so many steps. */
 const plan: { victim: string; stage: StageName; done: number }[] = [
   { victim: 'llm', stage: 'responses', done: 1 },
   { victim: 'control', stage: 'responses', done: 3 },
@@ -37,17 +45,19 @@ const plan: { victim: string; stage: StageName; done: number }[] = [
   { victim: 'simulator', stage: 'preferences', done: 4 },
   { victim: 'gpu', stage: 'base', done: 5 },
   { victim: 'engine', stage: 'fspo', done: 2 },
+  { victim: 'gpu', stage: 'samples', done: 1 },
+  { victim: 'engine', stage: 'samples', done: 3 },
+  { victim: 'temporal', stage: 'scores', done: 1 },
+  { victim: 'engine', stage: 'scores', done: 2 },
+  { victim: 'llm', stage: 'verdicts', done: 1 },
 ]
-const args = ['train', '--config', 'fspo.json', '--json']
+const patienceMs = 400_000 // of the last kill, on a busy machine
+const args = ['run', '--config', 'fspo.json', '--json']
 
 test('a run whose workers, engine, simulator and server are killed ends with the same data', async (t) => {
-  const calm = freshFolder()
-  writeConfig(calm, config)
-  const expected = await fspo(calm, args)
-  assert.equal(expected.code, 0, expected.stderr)
-
-  const wild = freshFolder()
-  writeConfig(wild, config)
+  const [calm, wild] = [freshFolder(), freshFolder()]
+  for (const folder of [calm, wild]) writeConfig(folder, config)
+  const undisturbed = fspo(calm, args) // beside the other, which mostly waits
   const { ended } = startFspo(wild, args)
   const killed: string[] = []
   let isOver = false
@@ -55,8 +65,8 @@ test('a run whose workers, engine, simulator and server are killed ends with the
   const kills = plan.map(async ({ victim, stage, done }) => {
     const pid = await eventually(() => {
       if (isOver) return 0
-      return countDone(wild, stage) >= done ? pidOf(wild, victim) : undefined
-    })
+      return countDone(wild, stage) >= done ? pidOf(wild, { victim, stage }) : undefined
+    }, patienceMs)
     if (pid === 0) return
     process.kill(pid, 'SIGKILL')
     killed.push(`${victim} at ${countDone(wild, stage)} of ${stage}`)
@@ -66,7 +76,10 @@ test('a run whose workers, engine, simulator and server are killed ends with the
   assert.equal(code, 0, stderr)
   t.diagnostic(`killed: ${killed.join(', ')}`)
   assert.equal(killed.length, plan.length)
+  const expected = await undisturbed
+  assert.equal(expected.code, 0, expected.stderr)
   assert.deepEqual(contents(stdout), contents(expected.stdout))
+  assert.deepEqual(resultsOf(stdout), resultsOf(expected.stdout))
   assert.equal(stackOf(wild), undefined, 'the stack is gone')
 })
 
@@ -102,23 +115,30 @@ function contents(json: string) {
   }))
 }
 
-/** Shards sealed of a stage of items, steps taken of one of training. */
+/** What the report makes of the data. */
+function resultsOf(json: string) {
+  const { table, paired, controls }: Report = JSON.parse(json)
+  return { table, paired, controls }
+}
+
+/** Shards sealed of a stage of items, steps or progress told by the engine of the others. */
 function countDone(folder: string, stage: StageName): number {
   const home = join(folder, '.fspo')
   const isSealed = (path: string) => path.endsWith('manifest.json')
-  if (!isTraining(stage)) return filesUnder(join(home, 'store', stage)).filter(isSealed).length
+  if (stageTable[stage].kind === 'items') {
+    return filesUnder(join(home, 'store', stage)).filter(isSealed).length
+  }
   const events = filesUnder(join(home, 'work', stage)).find((path) => path.endsWith('events.jsonl'))
-  return events ? readText(events).split('"event":"step"').length - 1 : 0
+  return events ? readText(events).split(/"event":"(?:step|progress)"/).length - 1 : 0
 }
 
-function isTraining(stage: StageName): boolean {
-  return partOf[stage] === 'train'
-}
-
-/** A child of the stack, or the engine at work on stage fspo; undefined between two lives. */
-function pidOf(folder: string, victim: string): number | undefined {
+/** A child of the stack, or the engine at work on a stage; undefined between two lives. */
+function pidOf(
+  folder: string,
+  { victim, stage }: { victim: string; stage: StageName },
+): number | undefined {
   if (victim !== 'engine') return stackOf(folder)?.processes[victim]?.pid
-  const work = filesUnder(join(folder, '.fspo', 'work', 'fspo'))
+  const work = filesUnder(join(folder, '.fspo', 'work', stage))
   const marks = work.find((path) => path.endsWith('pids.json'))
   const [mark]: ProcessMark[] = marks ? JSON.parse(readText(marks) || '[]') : []
   return mark && isAlive(mark) ? mark.pid : undefined

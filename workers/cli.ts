@@ -128,8 +128,20 @@ function isOperational({ type }: FspoError): boolean {
   return ['RunFailed', 'StackFailed', 'NoReport', 'StoreFull'].includes(type)
 }
 
+/** Whoever reads what we print may have enough of it: no failure, and a session ends by itself (reader.ts). */
+function forgiveReaders() {
+  for (const stream of [process.stdout, process.stderr]) {
+    stream.on('error', (error: NodeJS.ErrnoException) => {
+      if (error.code === 'EPIPE') return
+      if (stream === process.stdout) console.error(`fspo: cannot print: ${error.message}`)
+      process.exit(exitCodes.failed)
+    })
+  }
+}
+
 async function main() {
   let code: ExitCode = 'done'
+  forgiveReaders()
   const isDebug = process.argv.includes('--debug')
   try {
     await createProgram((outcome) => void (code = outcome)).parseAsync()

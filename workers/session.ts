@@ -3,6 +3,7 @@ import type { Client } from '@temporalio/client'
 import { FspoError } from '../infra/errors.ts'
 import type { Environment } from './deps.ts'
 import { exitCodes, type ExitCode } from './exits.ts'
+import { watchReader } from './reader.ts'
 import { startStack, type Stack, type StackOptions } from './stack.ts'
 import { readStack } from './stackfile.ts'
 import {
@@ -32,8 +33,8 @@ const startMs = 60_000
 const answerMs = 5_000
 
 /**
- * Does something in a session and ends it: Ctrl-C aborts the signal and stops a stack of our own in order,
- * a second one kills it.
+ * Does something in a session and ends it: Ctrl-C, and the end of whoever reads our output, abort the signal
+ * and stop a stack of our own in order; a second Ctrl-C kills it.
  * @throws FspoError 'StackFailed' when a child of the stack does not come up, and what openSession throws
  */
 export async function withSession(
@@ -53,6 +54,7 @@ export async function withSession(
     stop.abort()
   }
   process.on('SIGINT', interrupt).on('SIGTERM', interrupt).on('SIGHUP', interrupt)
+  const unwatch = watchReader(() => stop.abort())
   try {
     session = await openSession(environment, {
       ...options,
@@ -71,6 +73,7 @@ export async function withSession(
     if (failure) throw failure
     return 'interrupted'
   } finally {
+    unwatch()
     await session?.client.connection.close()
     await session?.stack?.stop()
   }

@@ -15,6 +15,7 @@ import { createActivities, type Activities } from '../activities/index.ts'
 import { FspoError } from '../infra/errors.ts'
 import { workflowsPath } from './bundle.ts'
 import { createDependencies, findTarget, readEnvironment } from './deps.ts'
+import { watchReader } from './reader.ts'
 import type { TemporalTarget } from './temporal.ts'
 
 export const queueNames = ['fspo', 'fspo-io', 'fspo-llm', 'fspo-gpu'] as const
@@ -169,6 +170,7 @@ export async function main(args: string[]): Promise<void> {
   const stop = new AbortController()
   const end = () => stop.abort()
   process.on('SIGTERM', end).on('SIGINT', end)
+  watchReader(end)
   if (values['with-parent']) process.stdin.once('end', end).once('error', end).resume()
   await runWorker({
     queues: readQueues(values.queues),

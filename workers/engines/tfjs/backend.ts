@@ -9,8 +9,8 @@ import { createNativeKernels } from './native.ts'
 import { createPortableKernels } from './portable.ts'
 
 /**
- * Kernels on libtensorflow when tfjs-node's addon loads, else on WebAssembly, which is about fourteen
- * times slower: then one line on stderr says so. `wasm` asks for the latter.
+ * Kernels on libtensorflow when tfjs-node's addon loads, else on WebAssembly, which is much
+ * slower: then one line on stderr says so. `wasm` asks for the latter.
  */
 export async function openBackend({ wasm = false }: { wasm?: boolean } = {}): Promise<Kernels> {
   const versions = { node: process.versions.node, tfjs: tf.version_core }
@@ -18,7 +18,7 @@ export async function openBackend({ wasm = false }: { wasm?: boolean } = {}): Pr
     const refusal = await loadAddon()
     if (refusal === undefined) return createNativeKernels(versions)
     process.stderr.write(
-      `tfjs: no native addon, training on WebAssembly (about 14 times slower); npm run demo builds it. ${refusal}\n`,
+      `tfjs: no native addon, training on WebAssembly (much slower); npm run demo builds it. ${refusal}\n`,
     )
   }
   const { setWasmPaths } = await import('@tensorflow/tfjs-backend-wasm')
