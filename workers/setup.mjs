@@ -170,8 +170,7 @@ async function step(name, action) {
 }
 
 function tellEnd(state, trouble) {
-  if (trouble !== undefined)
-    say(`training will use the wasm backend, much slower: ${trouble}`)
+  if (trouble !== undefined) say(`training will use the wasm backend, much slower: ${trouble}`)
   say(`${state} (${(performance.now() / 1000).toFixed(2)} s)`)
   return 0
 }
