@@ -173,3 +173,10 @@ test('what only torch can do is refused by tfjs in one line', async (t) => {
   const last = events.at(-1)!
   assert.ok(last.event === 'error' && /torch needs the torch engine/.test(last.message))
 })
+
+test('an engine that is not installed is one line with the command that installs it', () => {
+  assert.throws(() => findEngine('torch', { FSPO_TORCH_PYTHON: '/no/python' }), {
+    name: 'EngineMissing',
+    message: /FSPO_TORCH_PYTHON is \/no\/python, which is not there: name a Python that has torch/,
+  })
+})

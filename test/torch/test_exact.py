@@ -76,7 +76,7 @@ def test_activation_checkpointing_changes_nothing(attention, monkeypatch):
     trees = ragged_trees(4)
     policy = Policy(tiny_model(), attention)
     expected = measure(policy, trees, False)
-    policy.model.gradient_checkpointing_enable({"use_reentrant": False})
+    policy.model.activation_checkpointing_enable({"use_reentrant": False})
     policy.model.train()
     monkeypatch.setattr(module, "WHOLE_HEAD_BYTES", 0)  # the head's chunks are computed again too
     monkeypatch.setattr(module, "HEAD_ROWS", 16)

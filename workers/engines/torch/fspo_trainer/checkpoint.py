@@ -13,6 +13,7 @@ from safetensors.torch import load as decode_safetensors, save as encode_safeten
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from .errors import EngineError
+from .ranks import full_tensor
 from .seeds import Random
 from .tokens import Tokens, open_tokens
 
@@ -109,11 +110,16 @@ def model_files(checkpoint: Checkpoint, state: dict[str, torch.Tensor]) -> dict[
     }
 
 
+def tied_names(model) -> set[str]:
+    """Names of parameters that are others' and not saved."""
+    return {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+
+
 def plain_state(model) -> dict[str, torch.Tensor]:
-    """The parameters by their Hugging Face names, a tied head left out."""
-    tied = set(_tied(model))
+    """The parameters by their Hugging Face names, whole, a tied head left out. All ranks must ask."""
+    tied = tied_names(model)
     return {
-        name: tensor.detach().cpu().contiguous()
+        name: full_tensor(tensor).detach().cpu().contiguous()
         for name, tensor in model.state_dict().items()
         if name not in tied
     }
@@ -249,7 +255,7 @@ def _check_tensors(folder: Path, config) -> None:
     """Compares names and shapes with the architecture's before anything is loaded."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    tied = set(_tied(model))
+    tied = tied_names(model)
     shapes = {}
     for name in _weight_files(folder):
         try:
@@ -265,10 +271,6 @@ def _check_tensors(folder: Path, config) -> None:
             raise _corrupt(f"{path}: tensor {name} is missing")
         if shapes[name] != list(tensor.shape):
             raise _corrupt(f"{path}: tensor {name} has shape {shapes[name]}, not {list(tensor.shape)}")
-
-
-def _tied(model) -> list[str]:
-    return ["lm_head.weight"] if model.config.tie_word_embeddings else []
 
 
 def _weight_files(folder: Path) -> list[str]:

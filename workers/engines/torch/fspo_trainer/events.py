@@ -21,7 +21,7 @@ def silence() -> None:
 
 def emit(event: str, **fields) -> None:
     """Prints one event. A reader that went away is a reason to stop, not an error."""
-    if _is_silent:
+    if _is_silent and event != "error":
         return
     try:
         sys.stdout.write(json.dumps({"event": event, **fields}) + "\n")

@@ -28,7 +28,7 @@ from .events import emit, emit_metrics, stop_requested
 from .objective import Weighing, judge, step_count
 from .optimizer import Optimizer
 from .policy import Policy, adapter_off, score_trees, work_of
-from .ranks import Ranks, full_tensor
+from .ranks import Ranks
 from .seeds import canonical_json, seed_of
 from .tokens import learn_tokens
 from .tree import Tree, check_context
@@ -72,7 +72,9 @@ def train(spec, ranks: Ranks) -> bool:
         _adapt(checkpoint.model, spec, resumed)
     policy = ranks.wrap(_policy(checkpoint.model, spec))
     reference = _reference(spec, policy, ranks)
-    if not _read_references(spec, reference, data.units + eval_units, ranks):
+    order = Order(len(data.units), spec.batch, spec.seed)
+    ahead = dict.fromkeys(i for step in range(done, spec.steps) for i in order.at(step))
+    if not _read_references(spec, reference, [data.units[i] for i in ahead] + eval_units, ranks):
         emit("preempted", step=done)
         return False
     optimizer = Optimizer(policy.model, spec)
@@ -125,7 +127,7 @@ def _policy(model, spec) -> Policy:
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.0  # the paper trains without dropout
     if spec.torch.checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     model.train()
     return Policy(model, spec.torch.attention, spec.torch.precision)
 
@@ -141,7 +143,7 @@ def _reference(spec, policy: Policy, ranks: Ranks) -> Policy | None:
 
 
 def _read_references(spec, reference: Policy | None, units, ranks: Ranks) -> bool:
-    """Reference log-probs of all data, once, by the same path as the policy's. False when asked to stop."""
+    """Reference log-probs of all that is to come, once, by the same path as the policy's. False when asked to stop."""
     if reference is None or spec.torch.reference == "live":
         return True
     trees = [tree for unit in units for tree in unit]
@@ -252,10 +254,11 @@ def _save_progress(run: Run, done: int) -> None:
     path = work / f"step-{done:06d}"
     is_there = path.exists() and (read_manifest(path) or {}).get("recipe") == run.recipe
     if not run.ranks.any(is_there):
-        state = _full_state(run)
-        optimizer = {"optimizer.safetensors": encode_safetensors(run.optimizer.state())}
+        state = plain_state(run.policy.model)
+        moments = run.optimizer.state()
         if run.ranks.rank == 0:
-            write_folder(path, {**_weights(run, state), **optimizer}, run.recipe, done)
+            files = {**_weights(run, state), "optimizer.safetensors": encode_safetensors(moments)}
+            write_folder(path, files, run.recipe, done)
     if run.ranks.rank == 0:
         for old in resumable_folders(work)[2:]:
             shutil.rmtree(old, ignore_errors=True)
@@ -272,7 +275,7 @@ def _weights(run: Run, state: dict[str, torch.Tensor]) -> dict[str, bytes]:
 
 
 def _save_finished(run: Run) -> None:
-    state = _full_state(run)
+    state = plain_state(run.policy.model)
     if run.spec.torch.lora:
         from .adapter import merged_state
 
@@ -282,12 +285,3 @@ def _save_finished(run: Run) -> None:
         write_folder(Path(run.spec.out), files, run.recipe, run.spec.steps)
         shutil.rmtree(f"{run.spec.out}.work", ignore_errors=True)
     run.ranks.barrier()
-
-
-def _full_state(run: Run) -> dict[str, torch.Tensor]:
-    model = run.policy.model
-    if run.ranks.world == 1:
-        return plain_state(model)
-    tied = set(plain_state(model)) ^ set(model.state_dict())
-    state = {name: full_tensor(tensor) for name, tensor in model.state_dict().items()}
-    return {name: one.detach().cpu().contiguous() for name, one in state.items() if name not in tied}
