@@ -10,13 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REFERENCE, TINY, losses_of, train_spec, write_parquet
+from conftest import FIXTURES, REFERENCE, TINY, losses_of, train_spec, write_parquet
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fspo_trainer import train as training
+from fspo_trainer.checkpoint import load_checkpoint
+from fspo_trainer.contract import read_spec
+from fspo_trainer.data import load_dataset
 from fspo_trainer.errors import EngineError
-from fspo_trainer.objective import Weighing, judge
+from fspo_trainer.objective import Weighing, judge, step_count
+from fspo_trainer.policy import Policy, work_of
 
 LORA = {"torch": {"lora": {"rank": 4, "dropout": 0.1}}}
 
@@ -296,3 +300,31 @@ def test_an_error_is_one_event_and_exit_code_1(tmp_path):
     event = json.loads(out)
     assert child.returncode == 1 and event["event"] == "error" and event["errorClass"] == "BadSpec"
     assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("objective", ["pref_ft", "ipo_sum", "ipo_mean", "dpo"])
+def test_loss_and_gradients_are_those_the_other_engine_is_held_to(tmp_path, objective):
+    """The fixture that test/engine.test.ts compares the TypeScript engine with, to the same 1e-4."""
+    path = tmp_path / "spec.json"
+    path.write_text(json.dumps(train_spec(tmp_path, objective=objective)))
+    spec = read_spec("train", str(path))
+    checkpoint = load_checkpoint(str(TINY))
+    units = load_dataset(spec.data, checkpoint.tokens, spec).units
+    trees = [tree for unit in units for tree in unit]
+    references = torch.tensor(REFERENCE["references"], dtype=torch.float64).flatten()
+    policy = Policy(checkpoint.model)
+    work = work_of(trees, True)
+    with policy.attending():
+        count = step_count(objective, trees)
+        loss, _ = judge(Weighing(objective, spec.beta), policy(work), references, work.lengths, count)
+        loss.backward()
+    single = REFERENCE["single"][objective]
+    assert loss.item() == pytest.approx(single["loss"], rel=1e-5)
+    gradients = {name: one.grad for name, one in checkpoint.model.named_parameters()}
+    norm = torch.stack([one.norm() for one in gradients.values()]).norm().item()
+    assert norm == pytest.approx(single["norm"], rel=1e-4)
+    expected = load_file(FIXTURES / "engine-gradients.safetensors")
+    for name, gradient in gradients.items():
+        wanted = expected.get(f"{objective}/{name}")
+        if wanted is not None:
+            assert ((gradient - wanted).norm() / wanted.norm()).item() < 1e-4, name
