@@ -124,7 +124,8 @@ def like_parameter(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor
         return value.to(parameter.device)
     from torch.distributed.tensor import distribute_tensor
 
-    return distribute_tensor(value, parameter.device_mesh, parameter.placements)
+    # Every rank has the whole value already, so nothing need be sent.
+    return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
 def _device(name: str, local_rank: int) -> torch.device:
