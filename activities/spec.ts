@@ -90,7 +90,7 @@ export const operationsSchema = z.strictObject({
   shardItems: positive.default(500),
   flushEvery: positive.default(256), // items per chunk
   window: positive.max(100).default(16), // shards in flight per stage
-  engine: z.enum(['tfjs']).default('tfjs'),
+  engine: z.enum(['tfjs', 'torch']).default('tfjs'),
 })
 export type Operations = z.infer<typeof operationsSchema>
 

@@ -29,6 +29,7 @@ function createProgram(finish: (code: ExitCode) => void): Command {
       .option('--config <file>', 'a JSON file on top of the preset')
       .option('--name <run>', 'name of the run (default: the preset)')
       .option('--seed <n>', 'seed of everything random', readCount)
+      .option('--engine <name>', 'what trains: tfjs (default) or torch')
       .option('--json', 'print the report as JSON')
       .option('--dry-run', 'print what would be done and start nothing')
 

@@ -12,7 +12,8 @@ import { createEngine, type Engine } from '../infra/engine.ts'
 import { canonicalJson } from '../infra/hash.ts'
 import { createChat, type Chat } from '../infra/llm.ts'
 import { createFileStore, type Store } from '../infra/store.ts'
-import { packageRoot, program } from './paths.ts'
+import { findEngine } from './engine.ts'
+import { packageRoot } from './paths.ts'
 import { readStack } from './stackfile.ts'
 import type { TemporalTarget } from './temporal.ts'
 
@@ -77,10 +78,9 @@ export function createDependencies(environment: Environment): Dependencies {
   }
 
   function engine({ engine: name }: Operations): Engine<EngineEvent> {
-    const command = program(`engines/${name}/main`)
     const known =
       engines.get(name) ??
-      createEngine({ command, events: engineEventSchema, env: environment.variables })
+      createEngine({ ...findEngine(name, environment.variables), events: engineEventSchema })
     engines.set(name, known)
     return known
   }

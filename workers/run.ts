@@ -1,8 +1,9 @@
 import type { Part } from '../activities/stages.ts'
 import { checkEndpoints } from '../infra/llm.ts'
-import { openStore, readEnvironment, simulatorUrl, type Environment } from './deps.ts'
+import { findTarget, openStore, readEnvironment, simulatorUrl, type Environment } from './deps.ts'
 import { createDisplay, type Display } from './display.ts'
 import { describePlan } from './dryrun.ts'
+import { findEngine } from './engine.ts'
 import type { ExitCode } from './exits.ts'
 import { fetchReport } from './reports.ts'
 import { startRun } from './runs.ts'
@@ -25,6 +26,9 @@ export async function run(
     console.log(describePlan(config, parts, flags.json === true))
     return 'done'
   }
+  // Workers elsewhere have engines of their own; one that is missing here would show after an hour of data.
+  if (!findTarget(environment) && parts.some((part) => part !== 'generate'))
+    findEngine(config.operations.engine, environment.variables)
   // With --json stdout is the report's alone.
   const display = createDisplay(flags.json ? process.stderr : process.stdout)
   const { real, simulated } = splitModels(config, aliasesOf(config.spec, parts))
