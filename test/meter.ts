@@ -62,3 +62,8 @@ export function round(value: number, digits = 3): number {
 export function sum(values: number[]): number {
   return values.reduce((total, value) => total + value, 0)
 }
+
+/** The arithmetic mean. */
+export function mean(values: number[]): number {
+  return sum(values) / values.length
+}
