@@ -12,12 +12,15 @@ import { writeConfig } from '../activities/runs.ts'
 import type { RunConfig } from '../activities/spec.ts'
 import type { StageName } from '../activities/stage.ts'
 import { createFileStore, type Store } from '../infra/store.ts'
-import { program } from '../workers/paths.ts'
 import { startStack } from '../workers/stack.ts'
 import { connectClient } from '../workers/temporal.ts'
 import type { stage as stageWorkflow } from '../workflows/index.ts'
 import type { StageProgress } from '../workflows/messages.ts'
 import { readUsage, type Usage } from './meter.ts'
+
+const nursery = '--max-semi-space-size=64' // as the npm script has it
+const file = fileURLToPath(new URL('../workers/cli.ts', import.meta.url))
+const cli = [nursery, '--import', import.meta.resolve('tsx'), file]
 
 /** A whole fspo at work in a folder of its own, as `fspo up` starts it, for benches. */
 export interface Plant {
@@ -61,17 +64,14 @@ export async function startPlant({
   const more: ChildProcess[] = []
 
   async function addWorker() {
-    const [command = '', ...args] = program('worker')
-    const child = spawn(command, [...args, '--with-parent', '--queues', 'fspo-llm'], {
-      env: { ...env, FSPO_HOME: home, TEMPORAL_ADDRESS: address, TEMPORAL_NAMESPACE: namespace },
+    const child = spawn(process.execPath, [...cli, 'worker', '--queues', 'fspo-llm'], {
+      env: { ...env, FSPO_HOME: home, TEMPORAL_ADDRESS: address },
+      stdio: ['ignore', 'pipe', 'inherit'],
     })
-    child.stderr.pipe(process.stderr)
     more.push(child)
-    for await (const line of createInterface(child.stdout)) {
-      if (!line.includes('worker ready')) continue
-      child.stdout.resume()
-      return
-    }
+    process.once('exit', () => child.kill('SIGKILL'))
+    for await (const line of createInterface(child.stdout)) if (line.includes('worker ready')) break
+    child.stdout.resume()
   }
 
   function usage() {
@@ -84,7 +84,7 @@ export async function startPlant({
     await client.connection.close()
     await Promise.all(
       more.map((child) => {
-        child.stdin?.end()
+        child.kill('SIGTERM')
         return once(child, 'exit')
       }),
     )
@@ -130,8 +130,9 @@ export async function startProgram(
   name: string,
   args: string[],
 ): Promise<{ line: string; pid: number; end(): Promise<void> }> {
-  const file = fileURLToPath(new URL(`${name}.ts`, import.meta.url))
-  const child = spawn(process.execPath, ['--import', import.meta.resolve('tsx'), file, ...args])
+  const program = fileURLToPath(new URL(`${name}.ts`, import.meta.url))
+  const command = ['--import', import.meta.resolve('tsx'), program, ...args]
+  const child = spawn(process.execPath, command)
   child.stderr.pipe(process.stderr)
   const lines = createInterface(child.stdout)
   const [line] = await Promise.race([once(lines, 'line'), once(lines, 'close').then(() => [''])])
