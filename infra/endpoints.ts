@@ -1,6 +1,7 @@
 import { OpenAI } from 'openai'
 import { z } from 'zod'
 
+import { onAbort } from './abort.ts'
 import { FspoError } from './errors.ts'
 import { createLimiter, type Limiter } from './limiter.ts'
 import {
@@ -11,6 +12,7 @@ import {
   type Outcome,
   type Target,
 } from './refusals.ts'
+import { reuseRequests } from './requests.ts'
 import { createTransport, wrapFetch, type Transport } from './transport.ts'
 
 /** Where a model alias is served, at what price. */
@@ -145,6 +147,7 @@ function createEndpoint(target: Target, model: Model, fetch: typeof globalThis.f
     fetch,
     ...(key === undefined ? { defaultHeaders: { authorization: null } } : {}),
   })
+  reuseRequests(client)
   let limitField: 'max_tokens' | 'max_completion_tokens' = 'max_tokens'
 
   async function complete(body: CompletionBody, maxTokens: number, signal: AbortSignal) {
@@ -181,8 +184,7 @@ async function exchange(
 ): Promise<Outcome> {
   signal.throwIfAborted()
   const inner = new AbortController()
-  const abort = () => inner.abort()
-  signal.addEventListener('abort', abort)
+  const leave = onAbort(signal, () => inner.abort())
   try {
     const response = await ask(inner.signal)
     const text = await response.text()
@@ -192,7 +194,7 @@ async function exchange(
     if (error instanceof Error && error.name === 'AbortError') throw timeoutError(target)
     throw connectionError(error, target)
   } finally {
-    signal.removeEventListener('abort', abort)
+    leave()
   }
 }
 

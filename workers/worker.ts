@@ -32,8 +32,11 @@ export interface WorkerSettings {
   signal: AbortSignal
 }
 
-/** Activities at a time. A shard has a concurrency of its own, so these are shards; the GPU has one job. */
-const slots: Record<QueueName, number> = { fspo: 1, 'fspo-io': 20, 'fspo-llm': 50, 'fspo-gpu': 1 }
+/**
+ * Activities at a time. A shard has a concurrency of its own, so few fill an endpoint, and what a worker does not
+ * hold another can take; the GPU has one job.
+ */
+const slots: Record<QueueName, number> = { fspo: 1, 'fspo-io': 20, 'fspo-llm': 8, 'fspo-gpu': 1 }
 const connectPatienceMs = 60_000
 
 /**
