@@ -17,8 +17,9 @@ import { writeReport, type ReportRequest } from './reporting.ts'
 import { createRuns, type Dependencies } from './runs.ts'
 import type { StageName } from './stage.ts'
 import { stageTable, type Part } from './stages.ts'
+import { createSteering, saveSteering, type Steering } from './steering.ts'
 
-export type { Dependencies, Part, RunPlan, StagePlan, StageRef, StageSummary }
+export type { Dependencies, Part, RunPlan, StagePlan, StageRef, StageSummary, Steering }
 export type { Summary as ShardSummary } from '../infra/manifests.ts'
 export type Activities = ReturnType<typeof createActivities>
 
@@ -34,7 +35,7 @@ const idleAttempts = 3
 export function createActivities(deps: Dependencies) {
   const runs = createRuns(deps, deps.stages ?? stageTable)
   const planning = { runs, store: deps.store }
-  const making = { runs, deps }
+  const making = { runs, deps, steering: createSteering(deps.store) }
 
   return {
     planRun: (input: { run: string; parts: Part[] }): Promise<RunPlan> =>
@@ -54,6 +55,8 @@ export function createActivities(deps: Dependencies) {
       ),
     runEngine: (ref: StageRef): Promise<Summary> =>
       alive((beat) => runEngine(beat, (hooks) => makeWithEngine(making, ref, hooks))),
+    saveSteering: (input: { run: string; steering: Steering }): Promise<void> =>
+      alive(() => saveSteering(deps.store, input)),
     sealStage: (ref: StageRef): Promise<StageSummary> => alive(() => sealWhole(planning, ref)),
     writeReport: (request: ReportRequest): Promise<void> =>
       alive(() => writeReport({ ...planning, versions: deps.versions }, request)),

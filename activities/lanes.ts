@@ -21,8 +21,8 @@ export interface LaneOptions<Item, Row> {
   first: number
   idOf(index: number): string
   process(item: Item, attempt: Attempt): Promise<Row>
-  /** Items in flight. */
-  concurrency?: number
+  /** Items in flight; a function is asked again with each chunk that time brings, and may say more, not less. */
+  concurrency?: number | (() => Promise<number>)
   /** Items per chunk: a crash repeats at most this many, and those in flight. */
   flushEvery?: number
   /** A chunk is written, and progress reported, at least so often. */
@@ -61,6 +61,8 @@ interface Loop<Item, Row> {
   track: Track
   queue: number[] // indices to make
   next: number // place in the queue
+  width: number // lanes
+  widen: () => void // opens lanes up to the width
   deferred: Map<number, Past> // items for the sweep
   isSweep: boolean
   successes: number
@@ -96,6 +98,8 @@ export async function makeItems<Item, Row>(
       .map((_, offset) => first + offset)
       .filter((index) => !journal.rows.has(index) && !journal.rejects.has(index)),
     next: 0,
+    width: await widthOf(options),
+    widen: () => {},
     deferred: new Map(),
     isSweep: false,
     successes: 0,
@@ -124,14 +128,26 @@ export async function makeItems<Item, Row>(
 
 /** Runs the queue empty. A killed lane is not waited for: its item may not heed the signal. */
 async function runLanes<Item, Row>(loop: Loop<Item, Row>): Promise<void> {
-  const { concurrency = 64 } = loop.options
   const { signal } = loop.kill
-  const lanes = Array.from({ length: Math.min(concurrency, loop.queue.length) }, () => lane(loop))
+  const lanes = new Set<Promise<void>>()
+  loop.widen = () => {
+    const left = loop.queue.length - loop.next
+    const more = Math.min(loop.width - lanes.size, left)
+    for (let at = 0; at < more; at++) {
+      const one: Promise<void> = lane(loop).finally(() => lanes.delete(one))
+      lanes.add(one)
+    }
+  }
+  loop.widen()
   const killed = new Promise<void>((resolve) => {
     if (signal.aborted) resolve()
     signal.addEventListener('abort', () => resolve())
   })
-  await Promise.race([Promise.all(lanes), killed])
+  while (lanes.size > 0 && !signal.aborted) await Promise.race([Promise.all(lanes), killed])
+}
+
+async function widthOf<Item, Row>({ concurrency = 64 }: LaneOptions<Item, Row>): Promise<number> {
+  return typeof concurrency === 'number' ? concurrency : concurrency()
 }
 
 async function lane<Item, Row>(loop: Loop<Item, Row>): Promise<void> {
@@ -246,7 +262,17 @@ async function tick<Item, Row>(loop: Loop<Item, Row>): Promise<void> {
     await clock.sleep(flushMs, signal)
     if (signal.aborted) return
     await flush(loop)
+    await widen(loop)
   }
+}
+
+/** More lanes, if a person has asked for more. */
+async function widen<Item, Row>(loop: Loop<Item, Row>): Promise<void> {
+  // Not to know it is no reason to stop.
+  const asked = await widthOf(loop.options).catch(() => loop.width)
+  if (asked <= loop.width) return
+  loop.width = asked
+  loop.widen()
 }
 
 /** Writes a chunk, or waits for the one being written; a failure ends the loop. */

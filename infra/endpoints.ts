@@ -68,25 +68,34 @@ export function openEndpoints({ models, environment = {}, simulatorUrl, fetch }:
     if (!model) throw new FspoError('Config', `model '${alias}' is not in models: add it`)
     const target = describe(alias, model, { environment, simulatorUrl })
     const same = JSON.stringify([target.url, model.model, model.apiKeyEnv])
-    const endpoint =
-      endpoints.get(same) ?? createEndpoint(target, model, fetchFor(target.url, model.concurrency))
+    const endpoint = endpoints.get(same) ?? createEndpoint(target, model, fetchFor(target.url))
     endpoints.set(same, endpoint)
     byAlias.set(alias, endpoint)
     return endpoint
   }
 
-  function fetchFor(url: string, connections: number): typeof globalThis.fetch {
+  function fetchFor(url: string): typeof globalThis.fetch {
     if (fetch) return wrapFetch(fetch)
-    const transport = createTransport(new URL(url).origin, connections)
+    const transport = createTransport(new URL(url).origin)
     transports.push(transport)
     return transport.fetch
+  }
+
+  // Aliases of one endpoint share its calls: the last of them that names a number has its way.
+  function resize(concurrency: Readonly<Record<string, number>>): void {
+    const asked = new Map<Endpoint, number>()
+    for (const [alias, endpoint] of byAlias) {
+      const calls = concurrency[alias] ?? asked.get(endpoint) ?? endpoint.model.concurrency
+      asked.set(endpoint, calls)
+    }
+    for (const [endpoint, calls] of asked) endpoint.limiter.resize(calls)
   }
 
   async function close(): Promise<void> {
     await Promise.all(transports.map((transport) => transport.close()))
   }
 
-  return { of, close }
+  return { of, resize, close }
 }
 
 function describe(

@@ -13,10 +13,10 @@ const maxReplyBytes = 32 * 2 ** 20
  * judges nothing: its responses are always `ok`, with the status as it was, and a failed connection is a
  * response whose `text()` rejects. So the caller alone decides what is an error, with the raw body at hand.
  */
-export function createTransport(origin: string, connections: number): Transport {
+export function createTransport(origin: string): Transport {
   // the openai client's timer covers connecting, headers and body
   const pool = new Pool(origin, {
-    connections,
+    connections: null, // the limiter bounds them, and its bound may change
     headersTimeout: 0,
     bodyTimeout: 0,
     maxResponseSize: maxReplyBytes,

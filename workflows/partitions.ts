@@ -55,6 +55,8 @@ async function runPartition({ input, plan, progress, isPaused, children }: Stage
     progress.itemsDone += done.itemsDone
     progress.rejects += done.rejects
     progress.costUsd += done.costUsd
+    progress.promptTokens += done.promptTokens
+    progress.completionTokens += done.completionTokens
   } finally {
     children.delete(child)
   }

@@ -2,6 +2,7 @@ import {
   CancelledFailure,
   condition,
   isCancellation,
+  patched,
   setHandler,
   startChild,
   type ChildWorkflowHandle,
@@ -11,11 +12,14 @@ import type { StageName } from '../activities/stage.ts'
 import { identity } from './attributes.ts'
 import { causeOf } from './failures.ts'
 import {
+  isLost,
   isReadable,
-  isSettled,
   pausedSignal,
+  releaseSignal,
+  retrySignal,
   stageChangedSignal,
   waitingStage,
+  windowSignal,
   type PartInput,
   type PlannedStage,
   type StageProgress,
@@ -39,18 +43,31 @@ export async function evaluate(input: PartInput): Promise<StageProgress[]> {
   return runStages(input)
 }
 
-/** Runs each stage as a child as soon as the stages it reads are sealed; skips it when one of them failed. */
+/**
+ * Runs each stage as a child as soon as the stages it reads are sealed; skips it when one of them failed.
+ * A stage that is lost may be retried as long as anything in the run goes on.
+ */
 async function runStages(input: PartInput): Promise<StageProgress[]> {
   const states = new Map<StageName, StageState>()
   const children = new Set<ChildWorkflowHandle<typeof stage>>()
   const reporter = createReporter()
   let paused = false
+  let round = 0 // of retries
+  let isReleased = false
   setHandler(stageChangedSignal, (others) => {
     for (const other of others) states.set(other.stage, other.state)
   })
   setHandler(pausedSignal, async (value) => {
     paused = value
     await Promise.allSettled([...children].map((child) => child.signal(pausedSignal, value)))
+  })
+  setHandler(windowSignal, async (window) => {
+    await Promise.allSettled([...children].map((child) => child.signal(windowSignal, window)))
+  })
+  setHandler(releaseSignal, () => void (isReleased = true))
+  setHandler(retrySignal, () => {
+    round++
+    for (const [name, state] of states) if (isLost(state)) states.delete(name)
   })
 
   function change(progress: StageProgress): StageProgress {
@@ -59,7 +76,17 @@ async function runStages(input: PartInput): Promise<StageProgress[]> {
     return progress
   }
 
-  async function runOne({ stage: name, reads }: PlannedStage): Promise<StageProgress> {
+  async function runOne(planned: PlannedStage): Promise<StageProgress> {
+    for (;;) {
+      const tried = round
+      const ended = await tryOne(planned)
+      if (!isLost(ended.state) || !patched('retry-failed')) return ended
+      await condition(() => isReleased || round > tried)
+      if (round === tried) return ended
+    }
+  }
+
+  async function tryOne({ stage: name, reads }: PlannedStage): Promise<StageProgress> {
     const waiting = waitingStage(name)
     const isBlocked = () => reads.some((read) => isLost(states.get(read)))
     await condition(
@@ -94,8 +121,4 @@ async function runStages(input: PartInput): Promise<StageProgress[]> {
       ? new CancelledFailure(`${input.part} was cancelled`)
       : one.reason
   })
-}
-
-function isLost(state: StageState | undefined): boolean {
-  return state !== undefined && isSettled(state) && !isReadable(state)
 }
