@@ -76,7 +76,7 @@ interface Loop<Item, Row> {
 
 const tries = 3
 const longestWaitMs = 10_000
-const alwaysGlobal = new Set(['Auth', 'ModelNotFound', 'Config', 'StoreFull'])
+const alwaysGlobal = new Set(['Auth', 'ModelNotFound', 'Config', 'StoreFull', 'BudgetReached'])
 const endpointFaults = new Set(['Endpoint', 'RateLimited', 'ServerError', 'Timeout'])
 const outageItems = 16
 
@@ -262,17 +262,10 @@ async function tick<Item, Row>(loop: Loop<Item, Row>): Promise<void> {
     await clock.sleep(flushMs, signal)
     if (signal.aborted) return
     await flush(loop)
-    await widen(loop)
+    // Not to know whether a person has asked for more is no reason to stop.
+    loop.width = Math.max(loop.width, await widthOf(loop.options).catch(() => 0))
+    loop.widen()
   }
-}
-
-/** More lanes, if a person has asked for more. */
-async function widen<Item, Row>(loop: Loop<Item, Row>): Promise<void> {
-  // Not to know it is no reason to stop.
-  const asked = await widthOf(loop.options).catch(() => loop.width)
-  if (asked <= loop.width) return
-  loop.width = asked
-  loop.widen()
 }
 
 /** Writes a chunk, or waits for the one being written; a failure ends the loop. */

@@ -27,6 +27,9 @@ export const cursorSchema = z.object({
   above: z.string(), // the next items in hexadecimal, 1 = safe, first item in the highest bit
   done: z.int(),
   rejects: z.int(),
+  costUsd: z.number().default(0),
+  promptTokens: z.int().default(0),
+  completionTokens: z.int().default(0),
   chunks: z.int(),
   start: z.int(), // `done` when this attempt began; -1 once it was told to stop or to wait
   stalled: z.int(), // attempts in a row that ended without progress
@@ -77,13 +80,26 @@ function createTrack<Item, Row>(
   const isSafe = new Uint8Array(items.length)
   for (const index of [...journal.rows.keys(), ...journal.rejects.keys()]) isSafe[index - first] = 1
   let done = journal.rows.size + journal.rejects.size
+  const spent = { costUsd: 0, promptTokens: 0, completionTokens: 0 }
+  for (const made of [...journal.rows.values(), ...journal.rejects.values()]) add(made)
   let low = 0
   let start = done
   const stalled = countStalls(prefix, resumeFrom, start)
 
   function keep(indices: readonly number[]) {
-    for (const index of indices) isSafe[index - first] = 1
+    for (const index of indices) {
+      isSafe[index - first] = 1
+      add(journal.rows.get(index) ?? journal.rejects.get(index))
+    }
     done += indices.length
+  }
+
+  // Dead letters know no tokens, and rows of some stages cost nothing.
+  function add(made: object | undefined | Row) {
+    const { costUsd = 0, promptTokens = 0, completionTokens = 0 } = Object(made)
+    spent.costUsd += costUsd
+    spent.promptTokens += promptTokens
+    spent.completionTokens += completionTokens
   }
 
   function report() {
@@ -94,6 +110,7 @@ function createTrack<Item, Row>(
       above: toHex(isSafe.subarray(low, low + 512)),
       done,
       rejects: journal.rejects.size,
+      ...spent,
       chunks: journal.chunks(),
       start,
       stalled,

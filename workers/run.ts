@@ -1,3 +1,6 @@
+import type { Client } from '@temporalio/client'
+
+import { readRunConfig } from '../activities/runs.ts'
 import type { Part } from '../activities/stages.ts'
 import { checkEndpoints } from '../infra/llm.ts'
 import { openStore, readEnvironment, simulatorUrl, type Environment } from './deps.ts'
@@ -5,7 +8,7 @@ import { createDisplay, type Display } from './display.ts'
 import { describePlan } from './dryrun.ts'
 import type { ExitCode } from './exits.ts'
 import { fetchReport } from './reports.ts'
-import { startRun } from './runs.ts'
+import { handleOf, startRun, type RunHandle } from './runs.ts'
 import { withSession, type Session } from './session.ts'
 import { aliasesOf, readSettings, splitModels, type RunFlags } from './settings.ts'
 import { watchRun, type Outcome } from './watch.ts'
@@ -40,6 +43,30 @@ export async function run(
   })
 }
 
+/**
+ * Goes on with a run in a session of its own, after `act` has steered it, and follows it to its end.
+ * @throws FspoError 'Config' for a run that the store does not know
+ */
+export async function goOn(
+  name: string,
+  act: (client: Client) => Promise<unknown>,
+): Promise<ExitCode> {
+  const environment = readEnvironment()
+  const { operations } = await readRunConfig(openStore(environment), name)
+  const simulated = Object.values(operations.models).filter(({ baseUrl }) => !baseUrl)
+  const needed = environment.variables.FSPO_SIMULATOR ? [] : simulated
+  const display = createDisplay(process.stdout)
+  const options = { models: needed.map(({ model }) => model), say: display.say }
+  return withSession(environment, options, async ({ client, ui }, signal) => {
+    await act(client)
+    const handle = handleOf(client, name)
+    display.say(`going on with run ${name}${linkOf(client, ui, handle)}`)
+    const outcome = await watchRun(client, handle, { show: display.show, signal })
+    display.end()
+    return conclude(outcome, { environment, run: name, isJson: false })
+  })
+}
+
 interface Following {
   environment: Environment
   config: RunConfig
@@ -59,11 +86,13 @@ async function follow(
   }
   const store = openStore(environment)
   const { handle, joined } = await startRun({ client, store }, config, parts)
-  const { namespace } = client.options
-  const link =
-    ui && `${ui}/namespaces/${namespace}/workflows/${encodeURIComponent(handle.workflowId)}`
-  display.say(`${joined ? 'joined' : 'started'} run ${config.run}${link && `: ${link}`}`)
+  const verb = joined ? 'joined' : 'started'
+  display.say(`${verb} run ${config.run}${linkOf(client, ui, handle)}`)
   return watchRun(client, handle, { show: display.show, signal })
+}
+
+function linkOf({ options: { namespace } }: Client, ui: string, { workflowId }: RunHandle): string {
+  return ui && `: ${ui}/namespaces/${namespace}/workflows/${encodeURIComponent(workflowId)}`
 }
 
 async function conclude(
@@ -83,7 +112,7 @@ async function conclude(
       console.error(`fspo: run ${name} was cancelled; what was sealed is kept`)
       return 'failed'
     case 'paused':
-      console.error(`run ${name} is paused: go on with \`fspo resume ${name}\``)
+      console.error(`run ${name} is paused: go on with \`fspo resume ${name}\` (${outcome.reason})`)
       return 'paused'
     case 'interrupted':
       console.error(`interrupted: the same command goes on with run ${name}`)

@@ -64,6 +64,9 @@ export interface Pause {
   reason: string
 }
 
+/** Calls in flight by model alias, in each worker; shards in flight, of each stage. */
+export type Concurrency = Pick<Steering, 'models' | 'window'>
+
 export interface RunProgress {
   run: string
   domain: string
@@ -84,11 +87,7 @@ export const pauseUpdate = defineUpdate<RunProgress, [Pause?]>('pause')
 export const resumeUpdate = defineUpdate<RunProgress>('resume')
 /** The new cap of what the run may spend; a run that the old one paused goes on. */
 export const setBudgetUpdate = defineUpdate<RunProgress, [number]>('setBudget')
-/** Calls in flight by model alias, in each worker; shards in flight of each stage. */
-export const setConcurrencyUpdate = defineUpdate<
-  RunProgress,
-  [{ models?: Record<string, number>; window?: number }]
->('setConcurrency')
+export const setConcurrencyUpdate = defineUpdate<RunProgress, [Concurrency]>('setConcurrency')
 /** Makes failed stages, and those skipped for them, again while others go on; returns their names. */
 export const retryFailedUpdate = defineUpdate<StageName[]>('retryFailed')
 /** Ends the run in order; what is sealed is kept. */
@@ -101,6 +100,8 @@ export const pausedSignal = defineSignal<[boolean]>('paused')
 export const pauseAskedSignal = defineSignal<[Pause]>('pauseAsked')
 /** From the pipeline down to stages at work: shards in flight from now on. */
 export const windowSignal = defineSignal<[number]>('window')
+/** From the pipeline to parts: ask the server to cancel the run. */
+export const cancelAskedSignal = defineSignal('cancelAsked')
 /** From the pipeline to parts: lost stages get another chance. */
 export const retrySignal = defineSignal('retry')
 /** From the pipeline to parts: nothing goes on that a lost stage might still be retried beside. */

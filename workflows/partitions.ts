@@ -7,6 +7,15 @@ import { maxShards } from './shards.ts'
 import type { stage, StageRun } from './stage.ts'
 
 const maxPartitions = 4
+const counted = [
+  'shardsDone',
+  'itemsDone',
+  'itemsKept',
+  'rejects',
+  'costUsd',
+  'promptTokens',
+  'completionTokens',
+] as const
 
 /** Splits the shards of a large stage among children of at most 600, each with a history of its own. */
 export async function runPartitions(stageRun: StageRun): Promise<void> {
@@ -14,7 +23,7 @@ export async function runPartitions(stageRun: StageRun): Promise<void> {
   const failures: string[] = []
   const settled: Promise<void>[] = []
   let inFlight = 0
-  Object.assign(progress, { shardsDone: 0, itemsDone: 0 }) // the partitions count what is sealed already
+  for (const field of counted) progress[field] = 0 // the partitions count what is sealed already
 
   async function runOne(from: number): Promise<void> {
     try {
@@ -51,12 +60,7 @@ async function runPartition({ input, plan, progress, isPaused, children }: Stage
   try {
     if (isPaused()) await child.signal(pausedSignal, true)
     const done = await child.result()
-    progress.shardsDone += done.shardsDone
-    progress.itemsDone += done.itemsDone
-    progress.rejects += done.rejects
-    progress.costUsd += done.costUsd
-    progress.promptTokens += done.promptTokens
-    progress.completionTokens += done.completionTokens
+    for (const field of counted) progress[field] += done[field]
   } finally {
     children.delete(child)
   }

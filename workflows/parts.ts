@@ -1,10 +1,12 @@
 import {
   CancelledFailure,
   condition,
+  getExternalWorkflowHandle,
   isCancellation,
   patched,
   setHandler,
   startChild,
+  workflowInfo,
   type ChildWorkflowHandle,
 } from '@temporalio/workflow'
 
@@ -12,6 +14,7 @@ import type { StageName } from '../activities/stage.ts'
 import { identity } from './attributes.ts'
 import { causeOf } from './failures.ts'
 import {
+  cancelAskedSignal,
   isLost,
   isReadable,
   pausedSignal,
@@ -48,27 +51,9 @@ export async function evaluate(input: PartInput): Promise<StageProgress[]> {
  * A stage that is lost may be retried as long as anything in the run goes on.
  */
 async function runStages(input: PartInput): Promise<StageProgress[]> {
-  const states = new Map<StageName, StageState>()
-  const children = new Set<ChildWorkflowHandle<typeof stage>>()
+  const part = listen()
+  const { states, children } = part
   const reporter = createReporter()
-  let paused = false
-  let round = 0 // of retries
-  let isReleased = false
-  setHandler(stageChangedSignal, (others) => {
-    for (const other of others) states.set(other.stage, other.state)
-  })
-  setHandler(pausedSignal, async (value) => {
-    paused = value
-    await Promise.allSettled([...children].map((child) => child.signal(pausedSignal, value)))
-  })
-  setHandler(windowSignal, async (window) => {
-    await Promise.allSettled([...children].map((child) => child.signal(windowSignal, window)))
-  })
-  setHandler(releaseSignal, () => void (isReleased = true))
-  setHandler(retrySignal, () => {
-    round++
-    for (const [name, state] of states) if (isLost(state)) states.delete(name)
-  })
 
   function change(progress: StageProgress): StageProgress {
     states.set(progress.stage, progress.state)
@@ -78,11 +63,11 @@ async function runStages(input: PartInput): Promise<StageProgress[]> {
 
   async function runOne(planned: PlannedStage): Promise<StageProgress> {
     for (;;) {
-      const tried = round
+      const { round } = part
       const ended = await tryOne(planned)
       if (!isLost(ended.state) || !patched('retry-failed')) return ended
-      await condition(() => isReleased || round > tried)
-      if (round === tried) return ended
+      await condition(() => part.isReleased || part.round > round)
+      if (part.round === round) return ended
     }
   }
 
@@ -90,7 +75,7 @@ async function runStages(input: PartInput): Promise<StageProgress[]> {
     const waiting = waitingStage(name)
     const isBlocked = () => reads.some((read) => isLost(states.get(read)))
     await condition(
-      () => isBlocked() || (!paused && reads.every((read) => isReadable(states.get(read)))),
+      () => isBlocked() || (!part.paused && reads.every((read) => isReadable(states.get(read)))),
     )
     if (isBlocked()) return change({ ...waiting, state: 'skipped' })
     change({ ...waiting, state: 'running' })
@@ -103,7 +88,7 @@ async function runStages(input: PartInput): Promise<StageProgress[]> {
     })
     children.add(child)
     try {
-      if (paused) await child.signal(pausedSignal, true) // paused while the child was starting
+      if (part.paused) await child.signal(pausedSignal, true) // paused while the child was starting
       return change(await child.result())
     } catch (error) {
       if (isCancellation(error)) throw error
@@ -121,4 +106,48 @@ async function runStages(input: PartInput): Promise<StageProgress[]> {
       ? new CancelledFailure(`${input.part} was cancelled`)
       : one.reason
   })
+}
+
+/** What a part is told by the pipeline. */
+interface Told {
+  /** Of own stages and of those that they read. */
+  states: Map<StageName, StageState>
+  /** Stages at work. */
+  children: Set<ChildWorkflowHandle<typeof stage>>
+  paused: boolean
+  /** Of retries. */
+  round: number
+  /** Whether lost stages need to wait for no retry any more. */
+  isReleased: boolean
+}
+
+function listen(): Told {
+  const told: Told = {
+    states: new Map(),
+    children: new Set(),
+    paused: false,
+    round: 0,
+    isReleased: false,
+  }
+  const { states, children } = told
+  setHandler(stageChangedSignal, (others) => {
+    for (const other of others) states.set(other.stage, other.state)
+  })
+  setHandler(pausedSignal, async (value) => {
+    told.paused = value
+    await Promise.allSettled([...children].map((child) => child.signal(pausedSignal, value)))
+  })
+  setHandler(windowSignal, async (window) => {
+    await Promise.allSettled([...children].map((child) => child.signal(windowSignal, window)))
+  })
+  setHandler(cancelAskedSignal, async () => {
+    const pipeline = getExternalWorkflowHandle(workflowInfo().parent!.workflowId)
+    await Promise.allSettled([pipeline.cancel()]) // another part may have asked first
+  })
+  setHandler(releaseSignal, () => void (told.isReleased = true))
+  setHandler(retrySignal, () => {
+    told.round++
+    for (const [name, state] of states) if (isLost(state)) states.delete(name)
+  })
+  return told
 }

@@ -52,7 +52,7 @@ export async function pipeline({ run, parts }: PipelineInput): Promise<RunProgre
   }
 
   const show = () => setCurrentDetails(table(progress))
-  const { releaseWhenQuiet } = handleSteering({ progress, tell, passing: () => passing, show })
+  const releaseWhenQuiet = handleSteering({ progress, tell, passing: () => passing, show })
   const release = () => releaseWhenQuiet((stage) => ended.has(partOf(stage, plan)))
 
   setHandler(runProgressQuery, () => progress)
