@@ -29,6 +29,8 @@ export interface LaneOptions<Item, Row> {
   flushMs?: number
   signal?: AbortSignal
   clock: Clock
+  /** What items came to in an earlier version of the shard. */
+  pasts?: ReadonlyMap<number, Past>
 }
 
 /** Hears which items are safe, and when a good moment to report is. */
@@ -38,7 +40,7 @@ export interface Track {
 }
 
 /** What earlier tries of an item came to. */
-interface Past {
+export interface Past {
   attempts: number
   costUsd: number
 }
@@ -81,22 +83,20 @@ const endpointFaults = new Set(['Endpoint', 'RateLimited', 'ServerError', 'Timeo
 const outageItems = 16
 
 /**
- * Makes all items that the journal lacks, `concurrency` at a time, sweeping once more over those whose tries
+ * Makes the items wanted, `concurrency` at a time, sweeping once more over those whose tries
  * were used up. Resolves when each is in the store as a row or a dead letter.
  * @throws as runShard does, once what was done is in the store
  */
 export async function makeItems<Item, Row>(
   options: LaneOptions<Item, Row>,
-  { journal, track }: { journal: Journal<Row, Reject>; track: Track },
+  { journal, track, wanted }: { journal: Journal<Row, Reject>; track: Track; wanted: number[] },
 ): Promise<void> {
-  const { items, first, signal } = options
+  const { signal } = options
   const loop: Loop<Item, Row> = {
     options,
     journal,
     track,
-    queue: items
-      .map((_, offset) => first + offset)
-      .filter((index) => !journal.rows.has(index) && !journal.rejects.has(index)),
+    queue: wanted,
     next: 0,
     width: await widthOf(options),
     widen: () => {},
@@ -161,9 +161,9 @@ async function lane<Item, Row>(loop: Loop<Item, Row>): Promise<void> {
 }
 
 async function makeItem<Item, Row>(loop: Loop<Item, Row>, index: number): Promise<void> {
-  const { process, items, first, idOf, clock } = loop.options
+  const { process, items, first, idOf, clock, pasts } = loop.options
   const { signal } = loop.kill
-  const past = loop.deferred.get(index) ?? { attempts: 0, costUsd: 0 }
+  const past = loop.deferred.get(index) ?? { attempts: 0, costUsd: 0, ...pasts?.get(index) }
   const before = loop.successes
   const id = idOf(index)
   for (let attempt = 1; loop.failure === undefined; attempt++) {

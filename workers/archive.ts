@@ -1,8 +1,9 @@
-import { stageKey, stagePrefix } from '../activities/keys.ts'
+import { stagePrefix, versionKey } from '../activities/keys.ts'
 import { readLayout } from '../activities/planning.ts'
 import { readRunConfig } from '../activities/runs.ts'
 import { stageNames, type StageName } from '../activities/stage.ts'
 import { stageTable } from '../activities/stages.ts'
+import { readVersions } from '../activities/versions.ts'
 import type { Manifest } from '../infra/manifests.ts'
 import { findShards, readStage } from '../infra/seals.ts'
 import type { Store } from '../infra/store.ts'
@@ -20,8 +21,11 @@ export async function listArchive(store: Store): Promise<string[]> {
  */
 export async function readArchive(store: Store, run: string): Promise<RunView> {
   const { spec } = await readRunConfig(store, run)
+  const versions = await readVersions(store, run)
   const stages = await Promise.all(
-    stageNames.map((stage) => readStageArchive(store, stage, stageKey(stageTable, stage, spec))),
+    stageNames.map((stage) =>
+      readStageArchive(store, stage, versionKey(stageTable, stage, { spec, versions })),
+    ),
   )
   const isDone = await store.has(`runs/${run}/report.json`)
   const begun = stages.filter(({ state }) => state !== 'waiting')

@@ -3,6 +3,8 @@ import { Command, CommanderError, InvalidArgumentError } from 'commander'
 
 import { FspoError } from '../infra/errors.ts'
 import { exitCodes, type ExitCode } from './exits.ts'
+import type { LetterFlags } from './rejects.ts'
+import type { RetryFlags } from './retry.ts'
 import type { RunFlags } from './settings.ts'
 import type { ConcurrencyFlags } from './steer.ts'
 
@@ -100,6 +102,28 @@ function addOperations(program: Command, finish: (code: ExitCode) => void) {
       const { printReport } = await import('./reports.ts')
       finish(await printReport(run, flags))
     })
+  program
+    .command('rejects <run>')
+    .description('the dead letters of a run, grouped')
+    .option('--stage <name>', 'of this stage only')
+    .option('--class <error>', 'of this error class only')
+    .option('--json', 'print each of them as JSON')
+    .action(async (run: string, flags: LetterFlags & { json?: boolean }) => {
+      const { rejects } = await import('./rejects.ts')
+      finish(await rejects(run, flags))
+    })
+  program
+    .command('retry <run>')
+    .description('make dead letters again, as a new version of their shards')
+    .option('--stage <name>', 'of this stage only')
+    .option('--class <error>', 'of this error class only')
+    .option('--model <alias>', 'ask this model instead')
+    .option('--dry-run', 'print what it would mean and change nothing')
+    .option('--json', 'print as JSON')
+    .action(async (run: string, flags: RetryFlags) => {
+      const { retry } = await import('./retry.ts')
+      finish(await retry(run, flags))
+    })
   addSteering(program, finish)
 }
 
@@ -169,7 +193,9 @@ function firstLine(text: string): string {
 
 /** Errors of a run on its way; all others are of configuration or usage. */
 function isOperational({ type }: FspoError): boolean {
-  return ['RunFailed', 'StackFailed', 'NoReport', 'StoreFull'].includes(type)
+  return ['RunFailed', 'RetryFailed', 'StackFailed', 'NoReport', 'NoWorker', 'StoreFull'].includes(
+    type,
+  )
 }
 
 /** Whoever reads what we print may have enough of it: no failure, and a session ends by itself (reader.ts). */

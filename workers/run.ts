@@ -48,23 +48,37 @@ export async function run(
  * @throws FspoError 'Config' for a run that the store does not know
  */
 export async function goOn(
-  name: string,
+  run: string,
   act: (client: Client) => Promise<unknown>,
 ): Promise<ExitCode> {
-  const environment = readEnvironment()
-  const { operations } = await readRunConfig(openStore(environment), name)
-  const simulated = Object.values(operations.models).filter(({ baseUrl }) => !baseUrl)
-  const needed = environment.variables.FSPO_SIMULATOR ? [] : simulated
-  const display = createDisplay(process.stdout)
-  const options = { models: needed.map(({ model }) => model), say: display.say }
-  return withSession(environment, options, async ({ client, ui }, signal) => {
+  return inSession(run, process.stdout, async ({ client, ui, environment, display }, signal) => {
     await act(client)
-    const handle = handleOf(client, name)
-    display.say(`going on with run ${name}${linkOf(client, ui, handle)}`)
+    const handle = handleOf(client, run)
+    display.say(`going on with run ${run}${linkOf(client, ui, handle)}`)
     const outcome = await watchRun(client, handle, { show: display.show, signal })
     display.end()
-    return conclude(outcome, { environment, run: name, isJson: false })
+    return conclude(outcome, { environment, run, isJson: false })
   })
+}
+
+/** Does something with a run that the store knows, in a session that serves its models. */
+export async function inSession(
+  run: string,
+  stream: NodeJS.WriteStream,
+  act: (
+    session: Session & { environment: Environment; display: Display },
+    signal: AbortSignal,
+  ) => Promise<ExitCode>,
+): Promise<ExitCode> {
+  const environment = readEnvironment()
+  const { operations } = await readRunConfig(openStore(environment), run)
+  const simulated = Object.values(operations.models).filter(({ baseUrl }) => !baseUrl)
+  const needed = environment.variables.FSPO_SIMULATOR ? [] : simulated
+  const display = createDisplay(stream)
+  const options = { models: needed.map(({ model }) => model), say: display.say }
+  return withSession(environment, options, (session, signal) =>
+    act({ ...session, environment, display }, signal),
+  )
 }
 
 interface Following {

@@ -12,7 +12,7 @@ export function causeOf(error: unknown): string {
 
 /** The end of a stage or run that another attempt would not mend. */
 export function finalFailure(
-  type: 'StageFailed' | 'RunFailed',
+  type: 'StageFailed' | 'RunFailed' | 'RetryFailed',
   message: string,
 ): ApplicationFailure {
   return ApplicationFailure.nonRetryable(message, type)
