@@ -48,7 +48,10 @@ export async function runPartitions(stageRun: StageRun): Promise<void> {
   if (failures.length > 0) throw finalFailure('StageFailed', failures[0]!)
 }
 
-async function runPartition({ input, plan, progress, isPaused, children }: StageRun, from: number) {
+async function runPartition(
+  { input, plan, progress, isPaused, children, show }: StageRun,
+  from: number,
+) {
   const number = String(from / maxShards + 1).padStart(3, '0')
   const child = await startChild<typeof stage>('stage', {
     workflowId: `fspo/${input.run}/${input.stage}/p${number}`,
@@ -61,6 +64,7 @@ async function runPartition({ input, plan, progress, isPaused, children }: Stage
     if (isPaused()) await child.signal(pausedSignal, true)
     const done = await child.result()
     for (const field of counted) progress[field] += done[field]
+    show()
   } finally {
     children.delete(child)
   }

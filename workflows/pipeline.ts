@@ -10,6 +10,7 @@ import {
 import type { Part, RunPlan } from '../activities/index.ts'
 import type { StageName } from '../activities/stage.ts'
 import { advance, identity } from './attributes.ts'
+import { describeRun } from './details.ts'
 import { finalFailure } from './failures.ts'
 import {
   isReadable,
@@ -51,7 +52,7 @@ export async function pipeline({ run, parts }: PipelineInput): Promise<RunProgre
     if (news.length > 0) await child.signal(stageChangedSignal, news)
   }
 
-  const show = () => setCurrentDetails(table(progress))
+  const show = () => setCurrentDetails(describeRun(progress))
   const releaseWhenQuiet = handleSteering({ progress, tell, passing: () => passing, show })
   const release = () => releaseWhenQuiet((stage) => ended.has(partOf(stage, plan)))
 
@@ -130,7 +131,7 @@ async function finish(progress: RunProgress, parts: Part[], seconds: number) {
       })),
     },
   ])
-  setCurrentDetails(`${table(progress)}\n\nReport: \`runs/${progress.run}/report.md\``)
+  setCurrentDetails(`${describeRun(progress)}\n\nReport: \`runs/${progress.run}/report.md\``)
 }
 
 function publish(progress: RunProgress, changes: StageProgress[]) {
@@ -144,18 +145,5 @@ function publish(progress: RunProgress, changes: StageProgress[]) {
     ...identity({ run, domain, stage: changes.at(-1)?.stage ?? '' }),
     ...advance(shares),
   ])
-  setCurrentDetails(table(progress))
-}
-
-/** The stage table that Temporal's UI shows beside the run. */
-function table({ pause, stages }: RunProgress): string {
-  const lines = stages.map(
-    ({ stage, state, itemsDone, rejects, costUsd, seconds, error }) =>
-      `| ${stage} | ${state} | ${itemsDone} | ${rejects} | ${costUsd.toFixed(4)} | ${seconds.toFixed(1)} | ${error} |`,
-  )
-  const head = [
-    '| stage | state | items | rejects | $ | seconds | |',
-    '|---|---|--:|--:|--:|--:|---|',
-  ]
-  return [...(pause ? [`**paused**: ${pause.reason}`, ''] : []), ...head, ...lines].join('\n')
+  setCurrentDetails(describeRun(progress))
 }

@@ -69,7 +69,7 @@ function startShard({ input, plan }: StageRun, shard: number): Promise<ShardSumm
   return shards.runItems.executeWithOptions(options, [{ run, stage, key, shard }])
 }
 
-function count({ progress, publish }: StageRun, summary: ShardSummary) {
+function count({ progress, show, publish }: StageRun, summary: ShardSummary) {
   const tenthsBefore = Math.floor((10 * progress.shardsDone) / progress.shards)
   progress.shardsDone++
   progress.itemsDone += summary.items
@@ -77,6 +77,7 @@ function count({ progress, publish }: StageRun, summary: ShardSummary) {
   progress.costUsd += summary.costUsd
   progress.promptTokens += summary.promptTokens
   progress.completionTokens += summary.completionTokens
+  show()
   // Each publication is an event; ten of them are within the history's budget from 60 shards on.
   const tenths = Math.floor((10 * progress.shardsDone) / progress.shards)
   if (progress.shards >= maxShards / 10 && tenths > tenthsBefore) publish()

@@ -9,6 +9,7 @@ import {
 
 import type { StagePlan, StageSummary } from '../activities/index.ts'
 import { advance } from './attributes.ts'
+import { describeStage } from './details.ts'
 import {
   pauseAskedSignal,
   pausedSignal,
@@ -35,6 +36,9 @@ export interface StageRun {
   window(): number
   /** Partitions in flight, to be told of a pause. */
   children: Set<ChildWorkflowHandle<typeof stage>>
+  /** In the stage's current details: costs no event. */
+  show(): void
+  /** In the search attributes: costs one. */
   publish(): void
 }
 
@@ -68,7 +72,9 @@ export async function stage(input: StageInput): Promise<StageProgress> {
     { summary: `plan ${name}`, activityId: 'plan' },
     [{ run, stage: name, ...(range && { range }) }],
   )
+  const show = () => setCurrentDetails(describeStage(progress, Date.now()))
   begin(progress, plan)
+  show()
   if (plan.sealed) settle(progress, 'reused', plan.sealed)
   else {
     const publish = () => upsertSearchAttributes(advance([progress]))
@@ -80,6 +86,7 @@ export async function stage(input: StageInput): Promise<StageProgress> {
       askPause,
       window: () => window ?? plan.window,
       children,
+      show,
       publish,
     }
     if (plan.missing.length > maxShards) await runPartitions(stageRun)
@@ -99,7 +106,7 @@ export async function stage(input: StageInput): Promise<StageProgress> {
   // Still to come: this task's completion, the attributes and the workflow's own end.
   progress.events = workflowInfo().historyLength + 3
   upsertSearchAttributes(advance([progress]))
-  setCurrentDetails(describe(progress))
+  show()
   return progress
 }
 
@@ -115,8 +122,4 @@ function settle(progress: StageProgress, state: 'reused' | 'sealed', summary: St
   const spent = { rejects, costUsd, promptTokens, completionTokens }
   const done = { shards, shardsDone: shards, items, itemsDone: items }
   Object.assign(progress, done, spent, { state, summary })
-}
-
-function describe({ stage: name, state, shards, items, rejects, costUsd }: StageProgress): string {
-  return `**${name}** ${state}: ${shards} shards, ${items} items, ${rejects} rejects, $${costUsd.toFixed(4)}`
 }
