@@ -86,12 +86,13 @@ export function draw(written: string, columns: number): string[] {
     column++
   }
 
-  const tokens = written.matchAll(/\u001b\[(\??[\d;]*)([A-Za-z])|\r|\n|[^\u001b\r\n]+/g)
-  for (const [token, parameter = '', letter] of tokens) {
-    if (token === '\r') column = 0
-    else if (token === '\n') row++
+  const escape = String.fromCharCode(27)
+  const token = `${escape}\\[(\\??[\\d;]*)([A-Za-z])|\\r|\\n|[^${escape}\\r\\n]+`
+  for (const [text, parameter = '', letter] of written.matchAll(new RegExp(token, 'g'))) {
+    if (text === '\r') column = 0
+    else if (text === '\n') row++
     else if (letter) move(letter, parameter)
-    else for (const character of token) write(character)
+    else for (const character of text) write(character)
     while (lines.length <= row) lines.push('')
   }
   return lines.map((line) => line.trimEnd())

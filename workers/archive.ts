@@ -1,3 +1,5 @@
+import { z } from 'zod'
+
 import { stagePrefix, versionKey } from '../activities/keys.ts'
 import { readLayout } from '../activities/planning.ts'
 import { readRunConfig } from '../activities/runs.ts'
@@ -8,6 +10,10 @@ import type { Manifest } from '../infra/manifests.ts'
 import { findShards, readStage } from '../infra/seals.ts'
 import type { Store } from '../infra/store.ts'
 import { waitingView, type RunView, type StageView } from './watch.ts'
+
+const reportSchema = z.object({
+  stages: z.array(z.object({ key: z.string(), seconds: z.number() })),
+})
 
 /** Names of the runs that the store knows, in order. */
 export async function listArchive(store: Store): Promise<string[]> {
@@ -27,8 +33,10 @@ export async function readArchive(store: Store, run: string): Promise<RunView> {
       readStageArchive(store, stage, versionKey(stageTable, stage, { spec, versions })),
     ),
   )
-  const isDone = await store.has(`runs/${run}/report.json`)
+  const reported = await readReported(store, run)
   const begun = stages.filter(({ state }) => state !== 'waiting')
+  for (const stage of begun) stage.seconds = reported?.get(stage.key) ?? 0
+  const isDone = reported !== undefined
   return {
     run,
     domain: spec.domain,
@@ -42,12 +50,20 @@ export async function readArchive(store: Store, run: string): Promise<RunView> {
   }
 }
 
+/** How long each stage took, by its key, as the report says: manifests know only the work of all shards. */
+async function readReported(store: Store, run: string): Promise<Map<string, number> | undefined> {
+  const key = `runs/${run}/report.json`
+  if (!(await store.has(key))) return undefined
+  const { stages } = reportSchema.parse(JSON.parse(new TextDecoder().decode(await store.get(key))))
+  return new Map(stages.map((stage) => [stage.key, stage.seconds]))
+}
+
 async function readStageArchive(store: Store, stage: StageName, key: string): Promise<StageView> {
   const folder = stagePrefix(stage, key)
   const waiting = { ...waitingView(stage), key }
   if (await store.has(`${folder}/_SUCCESS.json`)) {
     const summary = await readStage(store, folder)
-    const { items, seconds, rejects, costUsd, promptTokens, completionTokens } = summary
+    const { items, rejects, costUsd, promptTokens, completionTokens } = summary
     const spent = { rejects, costUsd, promptTokens, completionTokens }
     const shards = Math.ceil(items / (await readLayout(store, folder)).shardItems)
     return {
@@ -55,7 +71,6 @@ async function readStageArchive(store: Store, stage: StageName, key: string): Pr
       state: 'sealed',
       ...counts({ items, done: items, shards, shardsDone: shards }),
       ...spent,
-      seconds,
       summary: { ...summary, shards },
     }
   }

@@ -115,7 +115,7 @@ function rateOf({ state, done, seconds }: StageView, { itemsPerSecond }: Pace): 
 
 function timeOf({ state, seconds, startedAt }: StageView, { secondsLeft }: Pace): string {
   if (state === 'reused' || state === 'unfinished') return state
-  if (state === 'sealed') return readable(seconds)
+  if (state === 'sealed') return seconds > 0 ? readable(seconds) : state
   if (secondsLeft !== null) return `${readable(secondsLeft)} left`
   return startedAt > 0 ? readable((Date.now() - startedAt) / 1000) : ''
 }

@@ -1,3 +1,5 @@
+import { z } from 'zod'
+
 import { stagePrefix, versionKey } from '../activities/keys.ts'
 import { rejectSchema, type Reject } from '../activities/records.ts'
 import { readRunConfig } from '../activities/runs.ts'
@@ -8,7 +10,6 @@ import { FspoError } from '../infra/errors.ts'
 import { openJournal } from '../infra/journal.ts'
 import { readRejects } from '../infra/shards.ts'
 import type { Store } from '../infra/store.ts'
-import { z } from 'zod'
 import { openStore, readEnvironment } from './deps.ts'
 import type { ExitCode } from './exits.ts'
 
@@ -73,11 +74,8 @@ async function readStage(store: Store, folder: string): Promise<Reject[]> {
   const letters = await Promise.all(
     [...prefixes].map(async (prefix) => {
       if (keys.includes(`${prefix}/manifest.json`)) return readRejects(store, prefix, rejectSchema)
-      const bounds = { first: 0, count: Infinity }
-      const journal = await openJournal({
-        ...{ store, prefix, schema: z.looseObject({}), rejectSchema },
-        ...bounds,
-      })
+      const all = { first: 0, count: Infinity, schema: z.looseObject({}), rejectSchema }
+      const journal = await openJournal({ store, prefix, ...all })
       return [...journal.rejects.values()]
     }),
   )

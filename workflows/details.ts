@@ -9,7 +9,7 @@ export function describeRun({ pause, stages }: RunProgress): string {
   const rows = stages.map(({ stage, state, itemsDone, rejects, costUsd, seconds }) =>
     state === 'waiting'
       ? [stage, state]
-      : [stage, state, itemsDone, rejects, costUsd.toFixed(4), seconds.toFixed(1)],
+      : [stage, state, itemsDone, rejects, costUsd.toFixed(2), seconds.toFixed(1)],
   )
   const sum = (field: 'rejects' | 'costUsd' | 'promptTokens' | 'completionTokens') =>
     stages.reduce((total, stage) => total + stage[field], 0)
@@ -39,7 +39,7 @@ export function describeStage(progress: StageProgress, now: number): string {
   )
 }
 
-const widths = [12, 8, 9, 8, 10, 8]
+const widths = [11, 7, 8, 7, 8, 7] // in all what fits half a window
 
 /** Words to the left, numbers to the right. */
 function align(cells: string[]): string {

@@ -21,14 +21,16 @@ export type RetriedStage = StageRetry & RetryResult
  * version from the moment it is whole; until then, and for all other runs, nothing changes.
  * @throws ApplicationFailure 'RetryFailed' naming stage, shard and cause
  */
-export async function retry({ v: _, model, ...letters }: RetryInput): Promise<RetriedStage[]> {
+export async function retry(input: RetryInput): Promise<RetriedStage[]> {
+  const { run, stage: only, errorClass, model } = input
+  const letters = { run, ...(only && { stage: only }), ...(errorClass && { errorClass }) }
   const planned = await control.planRetry.executeWithOptions({ summary: 'find the dead letters' }, [
     { ...letters, id: workflowInfo().runId },
   ])
   const retried: RetriedStage[] = []
   for (const one of planned) {
     const { stage, from, old, key, affected } = one
-    const version = { run: letters.run, stage, from, old, key, affected }
+    const version = { run, stage, from, old, key, affected }
     await retryShards(one, { ...letters, stage, old, key, ...(model !== undefined && { model }) })
     const carried = { summary: `take over the other shards of ${stage}` }
     await control.carryShards.executeWithOptions(carried, [version])

@@ -49,8 +49,8 @@ export interface StageRun {
  */
 export async function stage(input: StageInput): Promise<StageProgress> {
   const { run, stage: name, range } = input
-  const startedAt = Date.now()
-  const progress: StageProgress = { ...waitingStage(name), state: 'running', startedAt }
+  const progress: StageProgress = waitingStage(name)
+  Object.assign(progress, { state: 'running', startedAt: Date.now() })
   const children = new Set<ChildWorkflowHandle<typeof stage>>()
   let paused = false
   let window: number | undefined // set by a person
@@ -100,14 +100,18 @@ export async function stage(input: StageInput): Promise<StageProgress> {
       settle(progress, 'sealed', sealed)
     }
   }
-  // An engine's stage may wait long for its machine; that is not its time.
-  const worked = plan.kind === 'engine' && !plan.sealed ? progress.summary?.seconds : undefined
-  progress.seconds = worked ?? (Date.now() - startedAt) / 1000
+  progress.seconds = secondsOf(progress, plan)
   // Still to come: this task's completion, the attributes and the workflow's own end.
   progress.events = workflowInfo().historyLength + 3
   upsertSearchAttributes(advance([progress]))
   show()
   return progress
+}
+
+/** An engine's stage may wait long for its machine; that is not its time. */
+function secondsOf({ startedAt, summary }: StageProgress, { kind, sealed }: StagePlan): number {
+  const worked = kind === 'engine' && !sealed ? summary?.seconds : undefined
+  return worked ?? (Date.now() - startedAt) / 1000
 }
 
 /** What is known once it is planned: `kept`, of earlier runs' shards, is new and not in old histories. */
