@@ -21,14 +21,16 @@ export interface LaneOptions<Item, Row> {
   first: number
   idOf(index: number): string
   process(item: Item, attempt: Attempt): Promise<Row>
-  /** Items in flight. */
-  concurrency?: number
+  /** Items in flight; a function is asked again with each chunk that time brings, and may say more, not less. */
+  concurrency?: number | (() => Promise<number>)
   /** Items per chunk: a crash repeats at most this many, and those in flight. */
   flushEvery?: number
   /** A chunk is written, and progress reported, at least so often. */
   flushMs?: number
   signal?: AbortSignal
   clock: Clock
+  /** What items came to in an earlier version of the shard. */
+  pasts?: ReadonlyMap<number, Past>
 }
 
 /** Hears which items are safe, and when a good moment to report is. */
@@ -38,7 +40,7 @@ export interface Track {
 }
 
 /** What earlier tries of an item came to. */
-interface Past {
+export interface Past {
   attempts: number
   costUsd: number
 }
@@ -61,6 +63,8 @@ interface Loop<Item, Row> {
   track: Track
   queue: number[] // indices to make
   next: number // place in the queue
+  width: number // lanes
+  widen: () => void // opens lanes up to the width
   deferred: Map<number, Past> // items for the sweep
   isSweep: boolean
   successes: number
@@ -74,28 +78,28 @@ interface Loop<Item, Row> {
 
 const tries = 3
 const longestWaitMs = 10_000
-const alwaysGlobal = new Set(['Auth', 'ModelNotFound', 'Config', 'StoreFull'])
+const alwaysGlobal = new Set(['Auth', 'ModelNotFound', 'Config', 'StoreFull', 'BudgetReached'])
 const endpointFaults = new Set(['Endpoint', 'RateLimited', 'ServerError', 'Timeout'])
 const outageItems = 16
 
 /**
- * Makes all items that the journal lacks, `concurrency` at a time, sweeping once more over those whose tries
+ * Makes the items wanted, `concurrency` at a time, sweeping once more over those whose tries
  * were used up. Resolves when each is in the store as a row or a dead letter.
  * @throws as runShard does, once what was done is in the store
  */
 export async function makeItems<Item, Row>(
   options: LaneOptions<Item, Row>,
-  { journal, track }: { journal: Journal<Row, Reject>; track: Track },
+  { journal, track, wanted }: { journal: Journal<Row, Reject>; track: Track; wanted: number[] },
 ): Promise<void> {
-  const { items, first, signal } = options
+  const { signal } = options
   const loop: Loop<Item, Row> = {
     options,
     journal,
     track,
-    queue: items
-      .map((_, offset) => first + offset)
-      .filter((index) => !journal.rows.has(index) && !journal.rejects.has(index)),
+    queue: wanted,
     next: 0,
+    width: await widthOf(options),
+    widen: () => {},
     deferred: new Map(),
     isSweep: false,
     successes: 0,
@@ -124,14 +128,26 @@ export async function makeItems<Item, Row>(
 
 /** Runs the queue empty. A killed lane is not waited for: its item may not heed the signal. */
 async function runLanes<Item, Row>(loop: Loop<Item, Row>): Promise<void> {
-  const { concurrency = 64 } = loop.options
   const { signal } = loop.kill
-  const lanes = Array.from({ length: Math.min(concurrency, loop.queue.length) }, () => lane(loop))
+  const lanes = new Set<Promise<void>>()
+  loop.widen = () => {
+    const left = loop.queue.length - loop.next
+    const more = Math.min(loop.width - lanes.size, left)
+    for (let at = 0; at < more; at++) {
+      const one: Promise<void> = lane(loop).finally(() => lanes.delete(one))
+      lanes.add(one)
+    }
+  }
+  loop.widen()
   const killed = new Promise<void>((resolve) => {
     if (signal.aborted) resolve()
     signal.addEventListener('abort', () => resolve())
   })
-  await Promise.race([Promise.all(lanes), killed])
+  while (lanes.size > 0 && !signal.aborted) await Promise.race([Promise.all(lanes), killed])
+}
+
+async function widthOf<Item, Row>({ concurrency = 64 }: LaneOptions<Item, Row>): Promise<number> {
+  return typeof concurrency === 'number' ? concurrency : concurrency()
 }
 
 async function lane<Item, Row>(loop: Loop<Item, Row>): Promise<void> {
@@ -145,9 +161,9 @@ async function lane<Item, Row>(loop: Loop<Item, Row>): Promise<void> {
 }
 
 async function makeItem<Item, Row>(loop: Loop<Item, Row>, index: number): Promise<void> {
-  const { process, items, first, idOf, clock } = loop.options
+  const { process, items, first, idOf, clock, pasts } = loop.options
   const { signal } = loop.kill
-  const past = loop.deferred.get(index) ?? { attempts: 0, costUsd: 0 }
+  const past = loop.deferred.get(index) ?? { attempts: 0, costUsd: 0, ...pasts?.get(index) }
   const before = loop.successes
   const id = idOf(index)
   for (let attempt = 1; loop.failure === undefined; attempt++) {
@@ -246,6 +262,9 @@ async function tick<Item, Row>(loop: Loop<Item, Row>): Promise<void> {
     await clock.sleep(flushMs, signal)
     if (signal.aborted) return
     await flush(loop)
+    // Not to know whether a person has asked for more is no reason to stop.
+    loop.width = Math.max(loop.width, await widthOf(loop.options).catch(() => 0))
+    loop.widen()
   }
 }
 

@@ -12,6 +12,7 @@ import { openSame, readLayout, type StageRef } from './planning.ts'
 import type { Dependencies, Run, Runs } from './runs.ts'
 import { runShard, type Cursor } from './shard.ts'
 import type { EngineContext, EngineStage } from './stage.ts'
+import type { Steering } from './steering.ts'
 
 export interface ShardRef extends StageRef {
   shard: number
@@ -20,11 +21,13 @@ export interface ShardRef extends StageRef {
 export interface Making {
   runs: Runs
   deps: Dependencies
+  /** What a person changed about a run since its start. */
+  steering(run: string): Promise<Steering>
 }
 
 /** Makes one shard of an item stage; what an earlier attempt made is kept. @throws FspoError as runShard does */
 export async function makeShard(
-  { runs, deps }: Making,
+  { runs, deps, steering }: Making,
   ref: ShardRef,
   hooks: { signal: AbortSignal; progress: (cursor: Cursor) => void; resumeFrom: unknown },
 ): Promise<Summary> {
@@ -38,6 +41,14 @@ export async function makeShard(
   const items = (await runs.items(run, ref.stage)).slice(first, first + shardItems)
   const context = run.context(ref.stage)
   const chat = deps.chat(operations)
+
+  /** Items at once: enough for as many calls as a person asked for. */
+  async function concurrency(): Promise<number> {
+    const { models = {} } = await steering(ref.run)
+    chat.resize?.(models)
+    return Math.max(operations.concurrency, ...Object.values(models))
+  }
+
   return runShard({
     ...hooks,
     store: deps.store,
@@ -47,7 +58,7 @@ export async function makeShard(
     items,
     first,
     idOf: (index) => itemId(ref.key, index),
-    concurrency: operations.concurrency,
+    concurrency,
     flushEvery: operations.flushEvery,
     process: (item, { id, index, signal }) =>
       stage.process(item, { ...context, id, index, seed: seedOf(spec.seed, id), signal, chat }),

@@ -45,6 +45,8 @@ export interface Endpoint {
   target: Target
   model: Model
   limiter: Limiter
+  /** Changes the most calls at once. */
+  resize(concurrency: number): void
   /** Asks for one chat completion. @throws FspoError unless the status is 2xx; the signal's reason */
   complete(body: CompletionBody, maxTokens: number, signal: AbortSignal): Promise<Outcome>
   /** Asks for the list of models. */
@@ -71,24 +73,34 @@ export function openEndpoints({ models, environment = {}, simulatorUrl, fetch }:
     const target = describe(alias, model, { environment, simulatorUrl })
     const same = JSON.stringify([target.url, model.model, model.apiKeyEnv])
     const endpoint =
-      endpoints.get(same) ?? createEndpoint(target, model, fetchFor(target.url, model.concurrency))
+      endpoints.get(same) ?? createEndpoint(target, model, wayTo(target.url, model.concurrency))
     endpoints.set(same, endpoint)
     byAlias.set(alias, endpoint)
     return endpoint
   }
 
-  function fetchFor(url: string, connections: number): typeof globalThis.fetch {
-    if (fetch) return wrapFetch(fetch)
+  function wayTo(url: string, connections: number): Pick<Transport, 'fetch' | 'grow'> {
+    if (fetch) return { fetch: wrapFetch(fetch), grow: () => {} }
     const transport = createTransport(new URL(url).origin, connections)
     transports.push(transport)
-    return transport.fetch
+    return transport
+  }
+
+  // Aliases of one endpoint share its calls: the last of them that names a number has its way.
+  function resize(concurrency: Readonly<Record<string, number>>): void {
+    const asked = new Map<Endpoint, number>()
+    for (const [alias, endpoint] of byAlias) {
+      const calls = concurrency[alias] ?? asked.get(endpoint) ?? endpoint.model.concurrency
+      asked.set(endpoint, calls)
+    }
+    for (const [endpoint, calls] of asked) endpoint.resize(calls)
   }
 
   async function close(): Promise<void> {
     await Promise.all(transports.map((transport) => transport.close()))
   }
 
-  return { of, close }
+  return { of, resize, close }
 }
 
 function describe(
@@ -133,7 +145,11 @@ function parseUrl(text: string, alias: string): URL {
   )
 }
 
-function createEndpoint(target: Target, model: Model, fetch: typeof globalThis.fetch): Endpoint {
+function createEndpoint(
+  target: Target,
+  model: Model,
+  { fetch, grow }: Pick<Transport, 'fetch' | 'grow'>,
+): Endpoint {
   const { url, key, timeoutMs } = target
   const client = new OpenAI({
     baseURL: url,
@@ -173,7 +189,11 @@ function createEndpoint(target: Target, model: Model, fetch: typeof globalThis.f
   const list = (signal: AbortSignal) =>
     exchange((inner) => client.models.list({ signal: inner }).asResponse(), target, signal)
   const limiter = createLimiter({ name: url, concurrency: model.concurrency })
-  return { target, model, limiter, complete, list }
+  const resize = (calls: number) => {
+    grow(calls)
+    limiter.resize(calls)
+  }
+  return { target, model, limiter, resize, complete, list }
 }
 
 /** One request and its whole answer. The openai client never lets go of a signal, so it gets one per call. */

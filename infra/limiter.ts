@@ -9,6 +9,8 @@ export interface Limiter {
    * @throws FspoError 'RateLimited' at once when the wait would be longer than `patienceMs`
    */
   run<Result>(task: () => Promise<Result>, signal: AbortSignal): Promise<Result>
+  /** Changes the most calls at once. */
+  resize(concurrency: number): void
   state(): { window: number; active: number; waiting: number; pausedMs: number }
 }
 
@@ -85,7 +87,15 @@ export function createLimiter({
     waiting: gate.waiting.size,
     pausedMs: Math.max(0, gate.pausedUntil - now()),
   })
-  return { run, state }
+  return { run, state, resize: (calls) => resize(gate, calls) }
+}
+
+function resize(gate: Gate, concurrency: number): void {
+  if (concurrency === gate.concurrency) return
+  const isWideOpen = gate.window >= gate.concurrency // it was never refused, or has forgotten it
+  gate.concurrency = concurrency
+  gate.window = isWideOpen ? concurrency : Math.min(gate.window, concurrency)
+  admit(gate)
 }
 
 function enter(gate: Gate, signal: AbortSignal): Promise<void> {

@@ -33,7 +33,10 @@ export interface ChatReply {
  * @throws FspoError 'Auth', 'ModelNotFound', 'BadRequest' (not retryable), 'RateLimited', 'Timeout',
  * 'ServerError', 'Endpoint', 'MalformedReply', 'EmptyReply'; the signal's reason when aborted
  */
-export type Chat = (request: ChatRequest) => Promise<ChatReply>
+export type Chat = ((request: ChatRequest) => Promise<ChatReply>) & {
+  /** Changes the most calls at once to the models of these aliases; others go back to their own number. */
+  resize?(concurrency: Readonly<Record<string, number>>): void
+}
 
 const replySchema = z.object({
   model: z.string().nullish(),
@@ -62,7 +65,7 @@ export function createChat(options: ChatOptions): Chat & { close(): Promise<void
     const send = () => complete(endpoint, request)
     return await endpoint.limiter.run(send, request.signal)
   }
-  return Object.assign(chat, { close: endpoints.close })
+  return Object.assign(chat, { close: endpoints.close, resize: endpoints.resize })
 }
 
 /**

@@ -3,6 +3,8 @@ import { Pool, type Dispatcher } from 'undici'
 /** HTTP to one origin: a `fetch` for the openai client and the sockets behind it. */
 export interface Transport {
   fetch: typeof fetch
+  /** Allows more calls at once; calls that wait for a socket of before keep waiting for it. */
+  grow(connections: number): void
   close(): Promise<void>
 }
 
@@ -15,13 +17,15 @@ const maxReplyBytes = 32 * 2 ** 20
  * response whose `text()` rejects. So the caller alone decides what is an error, with the raw body at hand.
  */
 export function createTransport(origin: string, connections: number): Transport {
-  // the openai client's timer covers connecting, headers and body
-  const pool = new Pool(origin, {
-    connections,
-    headersTimeout: 0,
-    bodyTimeout: 0,
-    maxResponseSize: maxReplyBytes,
-  })
+  let size = connections
+  let pool = openPool(origin, size)
+
+  function grow(wanted: number) {
+    if (wanted <= size) return
+    void pool.close() // once its calls in flight are answered
+    size = wanted
+    pool = openPool(origin, size)
+  }
 
   /** `dispatch` goes without the stream and the async resource that `request` makes for each reply. */
   function send(url: string, { method, headers, body, signal }: RequestInit): Promise<Response> {
@@ -63,8 +67,19 @@ export function createTransport(origin: string, connections: number): Transport 
   return {
     fetch: (url, init = {}) =>
       settle(() => send(url instanceof Request ? url.url : url.toString(), init)),
+    grow,
     close: () => pool.destroy(),
   }
+}
+
+function openPool(origin: string, connections: number): Pool {
+  return new Pool(origin, {
+    connections,
+    // the openai client's timer covers connecting, headers and body
+    headersTimeout: 0,
+    bodyTimeout: 0,
+    maxResponseSize: maxReplyBytes,
+  })
 }
 
 /** The same manners for a `fetch` given from outside. */
