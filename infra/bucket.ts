@@ -1,13 +1,12 @@
-import type { LookupFunction } from 'node:net'
-
 import { Agent } from 'node:http'
 import { Agent as SecureAgent } from 'node:https'
+import type { LookupFunction } from 'node:net'
 
 import type * as S3 from '@aws-sdk/client-s3'
 
 import { systemClock, type Clock } from './clock.ts'
 import { denialOf } from './denials.ts'
-import { FspoError } from './errors.ts'
+import type { FspoError } from './errors.ts'
 import type { BucketLocation } from './location.ts'
 
 export interface BucketOptions {

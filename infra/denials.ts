@@ -53,6 +53,7 @@ const passing = new Set([
   'ThrottlingException',
   'TooManyRequests',
 ])
+const diskCodes = new Set(['EACCES', 'EPERM', 'EROFS', 'EISDIR', 'ENOTDIR', 'EMFILE', 'ENFILE'])
 const unreachable: Record<string, string> = {
   ECONNREFUSED: 'refuses connections: is the server running?',
   EAI_AGAIN: 'cannot be looked up: is there a network?',
@@ -69,6 +70,7 @@ export function denialOf(location: BucketLocation, what: string, error: unknown)
   const refusal = readRefusal(error)
   const [type, why, retryable = false] =
     aboutObject(refusal) ??
+    aboutDisk(refusal) ??
     aboutAccess(location, refusal) ??
     aboutNetwork(location, refusal) ??
     aboutServer(location, refusal)
@@ -86,13 +88,22 @@ export function statusOf(error: unknown): number {
   return readRefusal(error).status
 }
 
-function aboutObject({ name, status, code }: Refusal): Verdict | undefined {
-  if (name === 'NoSuchKey') return ['NotFound', 'there is no such object']
-  if (status === 404 && (name === 'NotFound' || name === 'UnknownError')) {
-    return ['NotFound', 'there is no such object']
-  }
+function aboutObject({ name, status }: Refusal): Verdict | undefined {
+  const isMissing = status === 404 && (name === 'NotFound' || name === 'UnknownError')
+  return isMissing || name === 'NoSuchKey' ? ['NotFound', 'there is no such object'] : undefined
+}
+
+/** What failed here, with the local file. */
+function aboutDisk({ code }: Refusal): Verdict | undefined {
   if (code === 'ENOENT') return ['NotFound', 'there is no such file']
-  return undefined
+  if (code === 'ENOSPC' || code === 'EDQUOT') {
+    return [
+      'StoreFull',
+      `the disk here has no room for a copy (${code}); free space, then run again`,
+    ]
+  }
+  if (!diskCodes.has(code)) return undefined
+  return ['StoreFailed', `the disk here refuses (${code})`, code === 'EMFILE' || code === 'ENFILE']
 }
 
 /** What a person mends in the bucket, the permissions or the configuration. */
@@ -185,17 +196,11 @@ function aboutNetwork(location: BucketLocation, refusal: Refusal): Verdict | und
   return undefined
 }
 
-function aboutServer(location: BucketLocation, { name, message, code, status }: Refusal): Verdict {
+function aboutServer(location: BucketLocation, { name, message, status }: Refusal): Verdict {
   const server = serverOf(location)
   if (status === 507 || full.has(name)) {
     const remedy = 'free space or raise its quota, then run again; what is sealed is kept'
     return ['StoreFull', `it is full (${name}); ${remedy}`]
-  }
-  if (code === 'ENOSPC' || code === 'EDQUOT') {
-    return [
-      'StoreFull',
-      `the disk here has no room for a copy (${code}); free space, then run again`,
-    ]
   }
   const said = `${status || ''} ${name}${message && name !== message ? `: ${short(message)}` : ''}`
   if (status === 429 || (status >= 500 && status !== 501) || passing.has(name)) {

@@ -47,17 +47,7 @@ export function createS3Store(
       await write(key, inMemory(bytes), false)
     },
     putOnce: (key, bytes) => write(key, inMemory(bytes), true),
-    async has(key) {
-      try {
-        await bucket.request(`look for ${key}`, ({ s3, client }) =>
-          client.send(new s3.HeadObjectCommand(place(key))),
-        )
-        return true
-      } catch (error) {
-        if (error instanceof FspoError && error.type === 'NotFound') return false
-        throw error
-      }
-    },
+    has: async (key) => hasObject(bucket, key, place(key)),
     list: (prefix) => listKeys(bucket, prefix),
     async remove(key) {
       await bucket.request(`remove ${key}`, ({ s3, client }) =>
@@ -68,17 +58,39 @@ export function createS3Store(
       assertKey(key)
       return copies.fetch(key)
     },
-    async putFile(key, path) {
-      const file = await open(path).catch((error: unknown) => {
-        throw denialOf(location, `copy ${path} to ${key}`, error)
-      })
-      try {
+    putFile: (key, path) =>
+      withFile(path, async (file) => {
         const { size } = await file.stat()
-        await write(key, { size, read: (start, end) => readRange(file, start, end) }, false)
-      } finally {
-        await file.close()
-      }
-    },
+        const read = (start: number, end: number) => readRange(file, start, end)
+        await write(key, { size, read }, false)
+      }).catch((error: unknown) => {
+        throw denialOf(location, `copy ${path} to ${key}`, error)
+      }),
+  }
+}
+
+async function withFile(path: string, act: (file: FileHandle) => Promise<void>): Promise<void> {
+  const file = await open(path)
+  try {
+    await act(file)
+  } finally {
+    await file.close()
+  }
+}
+
+async function hasObject(
+  bucket: Bucket,
+  key: string,
+  place: { Bucket: string; Key: string },
+): Promise<boolean> {
+  try {
+    await bucket.request(`look for ${key}`, ({ s3, client }) =>
+      client.send(new s3.HeadObjectCommand(place)),
+    )
+    return true
+  } catch (error) {
+    if (error instanceof FspoError && error.type === 'NotFound') return false
+    throw error
   }
 }
 

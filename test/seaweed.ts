@@ -1,11 +1,12 @@
 import { spawn, type ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
-import { mkdtempSync, openSync, rmSync, writeFileSync } from 'node:fs'
+import { closeSync, mkdtempSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 
 import { CreateBucketCommand, S3Client } from '@aws-sdk/client-s3'
+import { Pool } from 'undici'
 
 import { packageRoot } from '../workers/paths.ts'
 
@@ -19,6 +20,8 @@ export interface Seaweed {
   identities: Record<'admin' | 'reader', { accessKeyId: string; secretAccessKey: string }>
   /** Makes a bucket; returns a store in it: 's3://bucket/prefix?endpoint=…'. */
   makeBucket(name: string, prefix?: string): Promise<string>
+  /** Makes empty objects, past the S3 gateway, which takes half a millisecond each. */
+  makeEmpty(bucket: string, keys: string[]): Promise<void>
   /** SIGKILL; resolves when it is gone. */
   kill(): Promise<void>
   /** Starts it again with the same data and ports; resolves when it answers, after about 4 s. */
@@ -32,7 +35,8 @@ const identities = {
   reader: { accessKeyId: 'reader', secretAccessKey: 'secret-of-reader' },
 }
 const actions = { admin: ['Admin', 'Read', 'Write', 'List', 'Tagging'], reader: ['Read', 'List'] }
-const startMs = 60_000
+const startMs = 180_000 // 4 s on a machine that is not busy
+process.env.AWS_SDK_JS_NODE_VERSION_SUPPORT_WARNING_DISABLED ??= 'true' // it is about later versions
 
 /** Starts SeaweedFS on free ports. Both path-style and bucket.localhost host names are served. */
 export async function startSeaweed(): Promise<Seaweed> {
@@ -58,6 +62,8 @@ export async function startSeaweed(): Promise<Seaweed> {
       env: { PATH: process.env.PATH, HOME: folder, WEED_S3_SSE_KEY: 'a key of this test' },
       stdio: ['ignore', log, log],
     })
+    closeSync(log)
+    guard(child)
     await answering(endpoint, child, join(folder, 'weed.log'))
   }
 
@@ -88,8 +94,13 @@ export async function startSeaweed(): Promise<Seaweed> {
     return `s3://${name}/${prefix}?endpoint=${endpoint}`
   }
 
-  await start()
-  return { endpoint, env, identities, makeBucket, kill, start, stop }
+  await start().catch(async (error: unknown) => {
+    await stop()
+    throw error
+  })
+  const makeEmpty = (bucket: string, keys: string[]) =>
+    fill(`http://127.0.0.1:${others[2]}`, bucket, keys)
+  return { endpoint, env, identities, makeBucket, makeEmpty, kill, start, stop }
 }
 
 function argumentsOf(folder: string, ports: number[]): string[] {
@@ -134,9 +145,34 @@ async function answering(endpoint: string, child: ChildProcess, log: string) {
     const answer = await fetch(endpoint).catch(() => undefined)
     await answer?.arrayBuffer()
     if (answer) return
-    if (child.exitCode !== null || Date.now() > until) throw new Error(`no SeaweedFS: see ${log}`)
+    if (child.exitCode !== null || Date.now() > until)
+      throw new Error(`no SeaweedFS: ${lastLines(log)}`)
     await new Promise((resolve) => setTimeout(resolve, 20))
   }
+}
+
+/** Ends the server when this process is gone, however it went. */
+function guard(child: ChildProcess) {
+  const wait = `cat >/dev/null; kill -9 ${child.pid} 2>/dev/null`
+  const shell = spawn('sh', ['-c', wait], { detached: true, stdio: ['pipe', 'ignore', 'ignore'] })
+  shell.stdin.on('error', () => {})
+  child.once('exit', () => shell.kill('SIGKILL'))
+}
+
+function lastLines(path: string): string {
+  return readFileSync(path, 'utf8').trimEnd().split('\n').slice(-5).join('\n')
+}
+
+async function fill(filer: string, bucket: string, keys: string[]): Promise<void> {
+  const pool = new Pool(filer, { connections: 64 })
+  const put = async (key: string) => {
+    const path = `/buckets/${bucket}/${key}`
+    const { statusCode, body } = await pool.request({ method: 'PUT', path, body: '' })
+    await body.dump()
+    if (statusCode !== 201) throw new Error(`${path}: ${statusCode}`)
+  }
+  await Promise.all(keys.map(put))
+  await pool.close()
 }
 
 /** So many ports, all open at once before the first is given back. */
