@@ -91,6 +91,7 @@ export const operationsSchema = z.strictObject({
   flushEvery: positive.default(256), // items per chunk
   window: positive.max(100).default(16), // shards in flight per stage
   engine: z.enum(['tfjs', 'torch']).default('tfjs'),
+  store: z.string().optional(), // a folder or s3://bucket/prefix?endpoint=…&region=…; default: .fspo/store
 })
 export type Operations = z.infer<typeof operationsSchema>
 

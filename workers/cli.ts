@@ -10,9 +10,12 @@ import type { ConcurrencyFlags } from './steer.ts'
 
 /** Flags of the commands that start a run. */
 export interface StartFlags extends RunFlags {
+  store?: string
   json?: boolean
   dryRun?: boolean
 }
+
+const storeHelp = 'where data is kept: a folder or s3://bucket/prefix (default: .fspo/store)'
 
 /**
  * The `fspo` command. Each subcommand stands in its own file and returns the exit code; they are loaded when
@@ -33,6 +36,7 @@ function createProgram(finish: (code: ExitCode) => void): Command {
       .option('--name <run>', 'name of the run (default: the preset)')
       .option('--seed <n>', 'seed of everything random', readCount)
       .option('--engine <name>', 'what trains: tfjs (default) or torch')
+      .option('--store <url>', storeHelp)
       .option('--json', 'print the report as JSON')
       .option('--dry-run', 'print what would be done and start nothing')
 
@@ -59,6 +63,7 @@ function createProgram(finish: (code: ExitCode) => void): Command {
     .option('--ui-port <n>', "port of Temporal's UI", readCount)
     .option('--simulator-port <n>', 'port of the LLM simulator', readCount)
     .option('--config <file>', 'serve the simulated models of this configuration too')
+    .option('--store <url>', storeHelp)
     .action(async (flags) => {
       const { up } = await import('./up.ts')
       finish(await up(flags))
@@ -67,9 +72,10 @@ function createProgram(finish: (code: ExitCode) => void): Command {
     .command('worker')
     .description('serve task queues until stopped')
     .option('--queues <names>', 'comma-separated: fspo, fspo-io, fspo-llm, fspo-gpu')
-    .action(async ({ queues }: { queues?: string }) => {
+    .option('--store <url>', storeHelp)
+    .action(async (flags: { queues?: string; store?: string }) => {
       const { main } = await import('./worker.ts')
-      await main(queues === undefined ? [] : ['--queues', queues])
+      await main(Object.entries(flags).flatMap(([name, value]) => [`--${name}`, value]))
       finish('done')
     })
   addOperations(program, finish)
@@ -98,8 +104,9 @@ function addOperations(program: Command, finish: (code: ExitCode) => void) {
   program
     .command('report <run>')
     .description('print the report of a finished run')
+    .option('--store <url>', storeHelp)
     .option('--json', 'print as JSON')
-    .action(async (run: string, flags: { json?: boolean }) => {
+    .action(async (run: string, flags: { json?: boolean; store?: string }) => {
       const { printReport } = await import('./reports.ts')
       finish(await printReport(run, flags))
     })
@@ -192,11 +199,20 @@ function firstLine(text: string): string {
   return text.split('\n')[0] ?? text
 }
 
+const operational = new Set([
+  'RunFailed',
+  'RetryFailed',
+  'StackFailed',
+  'NoReport',
+  'NoWorker',
+  'StoreFull',
+  'StoreFailed',
+  'StoreUnreachable',
+])
+
 /** Errors of a run on its way; all others are of configuration or usage. */
 function isOperational({ type }: FspoError): boolean {
-  return ['RunFailed', 'RetryFailed', 'StackFailed', 'NoReport', 'NoWorker', 'StoreFull'].includes(
-    type,
-  )
+  return operational.has(type)
 }
 
 /** Whoever reads what we print may have enough of it: no failure, and a session ends by itself (reader.ts). */

@@ -3,7 +3,15 @@ import type { Client } from '@temporalio/client'
 import { readRunConfig } from '../activities/runs.ts'
 import type { Part } from '../activities/stages.ts'
 import { checkEndpoints } from '../infra/llm.ts'
-import { findTarget, openStore, readEnvironment, simulatorUrl, type Environment } from './deps.ts'
+import {
+  checkStore,
+  findTarget,
+  openStore,
+  readEnvironment,
+  simulatorUrl,
+  withStore,
+  type Environment,
+} from './deps.ts'
 import { createDisplay, type Display } from './display.ts'
 import { describePlan } from './dryrun.ts'
 import { findEngine } from './engine.ts'
@@ -20,11 +28,12 @@ import type { RunConfig } from '../activities/spec.ts'
  * A stack that this command started ends with it.
  */
 export async function run(
-  flags: RunFlags & { json?: boolean; dryRun?: boolean },
+  flags: RunFlags & { store?: string; json?: boolean; dryRun?: boolean },
   parts: Part[],
 ): Promise<ExitCode> {
-  const environment = readEnvironment()
   const config = await readSettings(flags, parts)
+  const { store } = config.operations
+  const environment = withStore(readEnvironment(), { flag: flags.store, config: store })
   if (flags.dryRun) {
     console.log(describePlan(config, parts, flags.json === true))
     return 'done'
@@ -38,6 +47,7 @@ export async function run(
   if (Object.keys(real).length > 0) {
     await checkEndpoints({ models: real, environment: environment.variables })
   }
+  await checkStore(environment)
   const needed = environment.variables.FSPO_SIMULATOR ? [] : Object.values(simulated)
   const options = { models: needed.map(({ model }) => model), say: display.say }
   return withSession(environment, options, async (session, signal) => {

@@ -3,8 +3,10 @@ import { mkdirSync } from 'node:fs'
 import { join } from 'node:path'
 
 import { FspoError } from '../infra/errors.ts'
+import { locationUrl } from '../infra/location.ts'
 import { bundleWorkflows } from './bundle.ts'
 import { keepChild, type Child } from './children.ts'
+import { storeLocation } from './deps.ts'
 import { packageRoot, program } from './paths.ts'
 import { choosePort } from './ports.ts'
 import { clearStale, markOf, removeStack, writeStack, type StackInfo } from './stackfile.ts'
@@ -70,6 +72,7 @@ export async function startStack(options: StackOptions): Promise<Stack> {
     namespace: temporal?.namespace ?? 'default',
     ui: temporal ? '' : `http://127.0.0.1:${uiPort}`,
     simulator: simulatorPort ? `http://127.0.0.1:${simulatorPort}/v1` : '',
+    store: locationUrl(storeLocation({ home, variables: options.env })),
     processes: {},
   }
   writeStack(home, info)
@@ -112,6 +115,7 @@ function createChildren({ home, env, onDeath, onHopeless }: StackOptions, info: 
     TEMPORAL_ADDRESS: info.address,
     TEMPORAL_NAMESPACE: info.namespace,
     FSPO_SIMULATOR: info.simulator,
+    FSPO_STORE: info.store,
   }
 
   function record(name: string, pid: number | undefined) {

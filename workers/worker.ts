@@ -14,7 +14,7 @@ import { pino, type Logger } from 'pino'
 import { createActivities, type Activities } from '../activities/index.ts'
 import { FspoError } from '../infra/errors.ts'
 import { workflowsPath } from './bundle.ts'
-import { createDependencies, findTarget, readEnvironment } from './deps.ts'
+import { createDependencies, findTarget, readEnvironment, withStore } from './deps.ts'
 import { watchReader } from './reader.ts'
 import type { TemporalTarget } from './temporal.ts'
 
@@ -159,10 +159,11 @@ export async function main(args: string[]): Promise<void> {
     options: {
       queues: { type: 'string', default: queueNames.join(',') },
       bundle: { type: 'string' },
+      store: { type: 'string' },
       'with-parent': { type: 'boolean', default: false }, // ends when its stdin ends
     },
   })
-  const environment = readEnvironment()
+  const environment = withStore(readEnvironment(), { flag: values.store })
   const target = findTarget(environment)
   if (!target) {
     throw new FspoError(
