@@ -3,6 +3,7 @@ import { Command, CommanderError, InvalidArgumentError } from 'commander'
 
 import { FspoError } from '../infra/errors.ts'
 import { exitCodes, type ExitCode } from './exits.ts'
+import type { ExportFlags } from './export.ts'
 import type { RunFlags } from './settings.ts'
 
 /** Flags of the commands that start a run. */
@@ -97,6 +98,19 @@ function addOperations(program: Command, finish: (code: ExitCode) => void) {
       const { printReport } = await import('./reports.ts')
       finish(await printReport(run, flags))
     })
+  program
+    .command('export <run>')
+    .description('write a run as a dataset folder of the Hugging Face Hub')
+    .requiredOption('--out <folder>', 'a folder that is empty or not there')
+    .option('--stage <names>', 'one or, comma-separated, several stages', 'preferences')
+    .option('--format <name>', "dataset: rows as they are; trl: TRL's preference format", 'dataset')
+    .option('--conversational', 'with trl: prompt, chosen and rejected as messages')
+    .option('--store <url>', storeHelp)
+    .option('--json', 'print what was written as JSON')
+    .action(async (run: string, flags: ExportFlags) => {
+      const { exportDataset } = await import('./export.ts')
+      finish(await exportDataset(run, flags))
+    })
   const verbs = {
     pause: 'let work in flight finish and start no more',
     resume: 'go on with a paused run',
@@ -134,6 +148,7 @@ const operational = new Set([
   'RunFailed',
   'StackFailed',
   'NoReport',
+  'NotSealed',
   'StoreFull',
   'StoreFailed',
   'StoreUnreachable',
