@@ -60,7 +60,7 @@ export async function readRunConfig(store: Store, run: string): Promise<RunConfi
   if (!(await store.has(key))) {
     throw new FspoError(
       'Config',
-      `no run '${run}' in ${store.url}: start it with fspo run --name ${run}, and the workers with its store`,
+      `no run '${run}' in ${store.url}: start it with fspo run --name ${run}, or name the store it is in`,
     )
   }
   const parsed = runConfigSchema.safeParse(

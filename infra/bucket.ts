@@ -41,7 +41,11 @@ const silenceMs = 30_000 // no byte for so long
 const sockets = 128
 const firstPauseMs = 100
 const longestPauseMs = 5_000
-const skewTries = 3 // the SDK corrects the clock after the first
+/** Not worth another attempt later, but now: the SDK corrects the clock, and asks again for credentials. */
+const quickTries = new Map([
+  ['ClockSkew', 3],
+  ['NoCredentials', 2],
+])
 const never = new AbortController().signal
 
 /** Opens a bucket; the SDK is loaded and asked for credentials by the first request. */
@@ -61,8 +65,8 @@ export function openBucket(
         const denial = denialOf(location, what, error)
         const pauseMs = pauseAfter(denial, { failures, random: random() })
         until = Math.min(until, clock.now() + patienceMs)
-        const isHopeless = denial.type === 'ClockSkew' && failures + 1 >= skewTries
-        if (!denial.retryable || isHopeless || clock.now() + pauseMs > until) throw denial
+        const isQuick = failures + 1 < (quickTries.get(denial.type) ?? 0)
+        if (!(denial.retryable || isQuick) || clock.now() + pauseMs > until) throw denial
         await clock.sleep(pauseMs, never)
       }
     }

@@ -146,7 +146,7 @@ function aboutAccess(location: BucketLocation, refusal: Refusal): Verdict | unde
 function skewed({ skewSeconds }: Refusal): Verdict {
   const side = skewSeconds > 0 ? 'ahead of' : 'behind'
   const difference = skewSeconds === 0 ? 'off' : `${Math.abs(skewSeconds)} s ${side} the server's`
-  return ['ClockSkew', `this machine's clock is ${difference}: set it right (NTP)`, true]
+  return ['ClockSkew', `this machine's clock is ${difference}: set it right (NTP)`]
 }
 
 function denied({ bucket, prefix }: BucketLocation, { name, message }: Refusal): Verdict {
@@ -173,6 +173,7 @@ function aboutNetwork(location: BucketLocation, refusal: Refusal): Verdict | und
     return [
       'StoreUnreachable',
       `${server} has no such host (${short(message)}): check the spelling${style}`,
+      true, // names come and go with the network
     ]
   }
   const reason = unreachable[code]

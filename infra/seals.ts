@@ -17,6 +17,7 @@ import { readShard, shardPrefix } from './shards.ts'
 import type { Store } from './store.ts'
 
 const readsAtOnce = 32
+const readsAhead = 8
 
 /**
  * Seals a stage (`<stage>/<key12>`) whose shards are all sealed: writes `_SUCCESS.json` unless it is there.
@@ -62,18 +63,45 @@ export async function readRows<Row>(
   schema: z.ZodType<Row>,
 ): Promise<Row[]> {
   const { shards, rows } = await readSuccess(store, folder)
-  const parts = await inTurn(shards, async (shard) => {
-    const prefix = `${folder}/${shard.name}`
-    if (hashManifest(await readManifest(store, prefix)) === shard.sha256) {
-      return readShard(store, prefix, schema)
-    }
-    const why = 'it is not the one the stage was sealed with'
-    throw damaged(store, `${prefix}/manifest.json`, { type: 'CorruptManifest', why })
-  })
+  const parts = await inTurn(shards, (shard) => readSealed({ store, folder, schema }, shard))
   const all = parts.flat()
   if (all.length === rows) return all
   const why = `its shards hold ${all.length} rows instead of ${rows}`
   throw damaged(store, `${folder}/_SUCCESS.json`, { type: 'CorruptManifest', why })
+}
+
+/**
+ * The rows of a sealed stage shard by shard, in index order; a few shards are read ahead and no more are held.
+ * @throws FspoError as readRows does
+ */
+export async function* readParts<Row>(
+  store: Store,
+  folder: string,
+  schema: z.ZodType<Row>,
+): AsyncGenerator<Row[]> {
+  const { shards } = await readSuccess(store, folder)
+  const ahead: Promise<Row[]>[] = []
+  for (let next = 0; next < shards.length || ahead.length > 0;) {
+    while (ahead.length < readsAhead && next < shards.length) {
+      const part = readSealed({ store, folder, schema }, shards[next++]!)
+      part.catch(() => {}) // thrown when its turn comes
+      ahead.push(part)
+    }
+    yield await ahead.shift()!
+  }
+}
+
+/** A shard's rows, if it is still the one that the stage was sealed with. */
+async function readSealed<Row>(
+  { store, folder, schema }: { store: Store; folder: string; schema: z.ZodType<Row> },
+  shard: Success['shards'][number],
+): Promise<Row[]> {
+  const prefix = `${folder}/${shard.name}`
+  if (hashManifest(await readManifest(store, prefix)) === shard.sha256) {
+    return readShard(store, prefix, schema)
+  }
+  const why = 'it is not the one the stage was sealed with'
+  throw damaged(store, `${prefix}/manifest.json`, { type: 'CorruptManifest', why })
 }
 
 /** Which of a stage's shards are sealed: a manifest or undefined for each. @throws FspoError 'CorruptManifest' */

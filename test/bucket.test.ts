@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict'
-import { existsSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { after, before, test } from 'node:test'
 
@@ -33,6 +33,7 @@ const generate = ['generate', '--config', 'fspo.json', '--json']
 
 let server: Seaweed
 let url = ''
+const calm = freshFolder()
 
 before(async () => {
   server = await startSeaweed()
@@ -59,7 +60,6 @@ function contents(json: string) {
 }
 
 test('a run in a bucket whose server is killed twice makes the same data as in a folder', async (t) => {
-  const calm = freshFolder()
   writeConfig(calm, config)
   const expected = await fspo(calm, generate)
   assert.equal(expected.code, 0, expected.stderr)
@@ -88,6 +88,10 @@ test('a run in a bucket whose server is killed twice makes the same data as in a
   assert.equal(code, 0, stderr)
   assert.deepEqual(contents(stdout), contents(expected.stdout))
   assert.ok(!existsSync(join(wild, '.fspo', 'store')), 'nothing went to a folder')
+  const { secretAccessKey } = server.identities.admin
+  for (const path of filesUnder(join(wild, '.fspo'))) {
+    assert.ok(!readFileSync(path).includes(secretAccessKey), `the secret is in ${path}`)
+  }
 })
 
 test('another machine trains on it, checkpoints in the bucket, and reports', async () => {
@@ -113,3 +117,39 @@ test('another machine trains on it, checkpoints in the bucket, and reports', asy
   const report = await fspo(freshFolder(), ['report', 'small', '--store', url, '--json'], env)
   assert.equal(report.stdout, stdout)
 })
+
+test('an export from the bucket is byte for byte that from the folder, with keys from a profile', async () => {
+  const folder = freshFolder()
+  const { accessKeyId, secretAccessKey } = server.identities.admin
+  const lines = [
+    '[team]',
+    `aws_access_key_id = ${accessKeyId}`,
+    `aws_secret_access_key = ${secretAccessKey}`,
+  ]
+  writeFileSync(join(folder, 'credentials'), lines.join('\n'))
+  const profile = {
+    AWS_PROFILE: 'team',
+    AWS_SHARED_CREDENTIALS_FILE: join(folder, 'credentials'),
+    AWS_CONFIG_FILE: join(folder, 'none'),
+  }
+  const args = ['export', 'small', '--format', 'trl', '--out', 'out']
+  const [bucket, plain] = await Promise.all([
+    fspo(folder, [...args, '--store', url, '--json'], profile),
+    fspo(calm, args),
+  ])
+  assert.equal(bucket.code, 0, bucket.stderr)
+  assert.match(plain.stdout, /^preferences: \d+ rows \(train \d+, validation \d+, test \d+\)/)
+  const files = filesUnder(join(folder, 'out', 'data'))
+  assert.equal(files.length, 3)
+  for (const path of files) {
+    const same = path.replace(folder, calm)
+    assert.equal(Buffer.compare(readFileSync(path), readFileSync(same)), 0, path)
+  }
+  assert.equal(JSON.parse(bucket.stdout).tables[0].stage, 'preferences')
+})
+
+function filesUnder(folder: string): string[] {
+  return readdirSync(folder, { recursive: true })
+    .map((name) => join(folder, String(name)))
+    .filter((path) => statSync(path).isFile())
+}

@@ -1,10 +1,12 @@
 import assert from 'node:assert/strict'
 import { spawnSync } from 'node:child_process'
-import { resolve } from 'node:path'
+import { writeFileSync } from 'node:fs'
+import { join, resolve } from 'node:path'
 import { test } from 'node:test'
 import { pathToFileURL } from 'node:url'
 
 import { locateStore, locationUrl } from '../infra/location.ts'
+import { markOf } from '../workers/stackfile.ts'
 import { freshFolder, fspo, writeConfig } from './commands.ts'
 
 const endpoint = 'http://127.0.0.1:1'
@@ -127,5 +129,32 @@ test('a run whose store cannot be used ends at once with one line and starts not
   assert.deepEqual(
     [kind, dead, poor, nowhere, capped].map(({ code }) => code),
     [2, 1, 2, 2, 2],
+  )
+})
+
+test("a running stack's store is the one that is used, and another one is refused", async () => {
+  const folder = freshFolder()
+  const store = pathToFileURL(join(folder, 'elsewhere')).href
+  const stack = {
+    v: 1,
+    owner: markOf(process.pid),
+    startedAt: '',
+    address: '127.0.0.1:1',
+    namespace: 'default',
+    ui: '',
+    simulator: 'http://127.0.0.1:1/v1',
+    store,
+    processes: {},
+  }
+  writeFileSync(join(folder, '.fspo', 'stack.json'), JSON.stringify(stack))
+  const [report, other] = await Promise.all([
+    fspo(folder, ['report', 'x'], { FSPO_STORE: '' }),
+    fspo(folder, ['generate', '--store', folder], { FSPO_STORE: '' }),
+  ])
+  assert.ok(report.stderr.includes(`run 'x' has no report yet in ${store}: `), report.stderr)
+  assert.equal(other.code, 2)
+  assert.match(
+    other.stderr,
+    /^fspo: the stack of .* keeps its data in file:.*elsewhere, not in file:/,
   )
 })

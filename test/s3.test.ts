@@ -1,62 +1,15 @@
 import assert from 'node:assert/strict'
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { readFileSync, writeFileSync } from 'node:fs'
 import type { LookupFunction } from 'node:net'
-import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { after, before, mock, test } from 'node:test'
+import { mock, test } from 'node:test'
 
-import { openBucket, type BucketOptions } from '../infra/bucket.ts'
-import { locateStore, type BucketLocation } from '../infra/location.ts'
 import { probeStore } from '../infra/probe.ts'
-import { createS3Store } from '../infra/s3.ts'
-import { withGate, type Meddle } from './gate.ts'
-import { startSeaweed, type Seaweed } from './seaweed.ts'
+import { MiB, ask, behindGate, folder, open, server, useSeaweed } from './bucket.ts'
+import { type Meddle } from './gate.ts'
 import { storeContract } from './store.contract.ts'
 
-const MiB = 2 ** 20
-const folder = mkdtempSync(join(tmpdir(), 'fspo-s3-'))
-let server: Seaweed
-let stores = 0
-
-before(async () => {
-  server = await startSeaweed()
-  await server.makeBucket('fspo-test')
-})
-after(async () => {
-  await server.stop()
-  rmSync(folder, { recursive: true })
-})
-
-function locate(text: string): BucketLocation {
-  const location = locateStore(text)
-  assert.ok(location.kind === 's3')
-  return location
-}
-
-/** A store that is empty, in the one bucket; `url` may name another place. */
-function open({ url = '', ...options }: BucketOptions & { url?: string } = {}) {
-  const location = locate(url || `s3://fspo-test/place-${stores++}?endpoint=${server.endpoint}`)
-  const credentials = server.identities.admin
-  return createS3Store(location, { cacheFolder: join(folder, 'cache'), credentials, ...options })
-}
-
-/** Does something with a store whose requests pass a gate. */
-function behindGate<Result>(
-  meddle: Meddle,
-  use: (store: ReturnType<typeof open>) => Promise<Result>,
-  options: BucketOptions = {},
-): Promise<Result> {
-  return withGate(server.endpoint, meddle, (url) =>
-    use(open({ url: `s3://fspo-test/place-${stores++}?endpoint=${url}`, ...options })),
-  )
-}
-
-/** A request of the SDK itself, to see what the server has. */
-function ask<Output>(act: Parameters<ReturnType<typeof openBucket>['request']>[1]) {
-  const location = locate(`s3://fspo-test?endpoint=${server.endpoint}`)
-  const bucket = openBucket(location, { credentials: server.identities.admin })
-  return bucket.request('look', act) as Promise<Output>
-}
+useSeaweed()
 
 storeContract('the S3 store', async () => ({ store: open(), dispose: async () => {} }), {
   rounds: 1,
@@ -141,94 +94,6 @@ test('a part that fails for good ends the upload', async () => {
   })
   assert.equal(ended.length, 1)
   assert.match(ended[0]!, /large\?.*uploadId=/)
-})
-
-test('goes on through cut connections, 503s and 500s, waiting longer each time', async () => {
-  const faults = [
-    undefined,
-    { status: 503, body: '<Error><Code>SlowDown</Code></Error>' },
-    { status: 500, body: '' },
-    { status: 503, headers: { 'retry-after': '2' }, body: '' },
-  ]
-  const waits: number[] = []
-  const clock = {
-    now: () => waits.reduce((sum, wait) => sum + wait, 0),
-    sleep: async (ms: number) => void waits.push(ms),
-  }
-  const meddle: Meddle = (_, pass) => (faults.length > 0 ? faults.shift() : pass())
-  const options = { clock, random: () => 0.5 }
-  await behindGate(meddle, (store) => store.put('a', Buffer.from('x')), options)
-  assert.deepEqual(waits, [50, 100, 200, 2000])
-})
-
-test('gives up when its patience is over, and says that another attempt may help', async () => {
-  const answer = {
-    status: 503,
-    body: '<Error><Code>SlowDown</Code><Message>busy</Message></Error>',
-  }
-  const put = behindGate(
-    () => answer,
-    (store) => store.put('a', Buffer.from('x')),
-    {
-      patienceMs: 200,
-    },
-  )
-  await assert.rejects(put, {
-    type: 'StoreFailed',
-    retryable: true,
-    message:
-      /^Cannot write a in s3:\/\/fspo-test\/place-\d+: http:.* failed \(503 SlowDown: busy\)$/,
-  })
-})
-
-test('knows its own write again when only the answer was lost', async () => {
-  for (const size of [3, 17 * MiB]) {
-    let cuts = 0
-    const meddle: Meddle = async ({ headers, url }, pass) => {
-      const answer = await pass()
-      const isDeciding = headers['if-none-match'] === '*' && (size < MiB || /uploadId/.test(url))
-      return isDeciding && cuts++ === 0 ? undefined : answer
-    }
-    await behindGate(meddle, async (store) => {
-      assert.equal(await store.putOnce('once', Buffer.alloc(size, 'x')), true)
-      assert.equal(await store.putOnce('once', Buffer.alloc(size, 'y')), false)
-      assert.equal(Buffer.from(await store.get('once'))[0], 'x'.charCodeAt(0))
-    })
-    assert.equal(cuts, size < MiB ? 3 : cuts)
-    assert.ok(cuts >= 2)
-  }
-})
-
-test('never hands out bytes that were damaged on the way', async () => {
-  let damaged = 0
-  const meddle: Meddle = async ({ method }, pass) => {
-    const answer = await pass()
-    if (method !== 'GET' || damaged++ > 0) return answer
-    const body = Buffer.from(answer.body)
-    body[1]! ^= 1
-    return { ...answer, body }
-  }
-  await behindGate(meddle, async (store) => {
-    await store.put('a', Buffer.from('true'))
-    assert.equal(Buffer.from(await store.get('a')).toString(), 'true')
-    assert.equal(damaged, 2)
-    damaged = 0
-    assert.equal(readFileSync(await store.localPath('a'), 'utf8'), 'true')
-    assert.equal(damaged, 2)
-  })
-})
-
-test('has the server refuse bytes that were damaged on the way there', async () => {
-  let damaged = 0
-  const meddle: Meddle = ({ method, body }, pass) => {
-    if (method === 'PUT' && damaged++ === 0) body[0]! ^= 1
-    return pass()
-  }
-  await behindGate(meddle, async (store) => {
-    await store.put('a', Buffer.from('true')).catch(() => store.put('a', Buffer.from('true')))
-    assert.equal(Buffer.from(await store.get('a')).toString(), 'true')
-    assert.equal(damaged, 2)
-  })
 })
 
 test('fetches a local copy once, and again only when the object has changed', async () => {

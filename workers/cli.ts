@@ -5,6 +5,7 @@ import { FspoError } from '../infra/errors.ts'
 import { exitCodes, type ExitCode } from './exits.ts'
 import type { LetterFlags } from './rejects.ts'
 import type { RetryFlags } from './retry.ts'
+import type { ExportFlags } from './export.ts'
 import type { RunFlags } from './settings.ts'
 import type { ConcurrencyFlags } from './steer.ts'
 
@@ -110,6 +111,12 @@ function addOperations(program: Command, finish: (code: ExitCode) => void) {
       const { printReport } = await import('./reports.ts')
       finish(await printReport(run, flags))
     })
+  addHarvest(program, finish)
+  addSteering(program, finish)
+}
+
+/** What is taken away from a run, and what it lost on the way. */
+function addHarvest(program: Command, finish: (code: ExitCode) => void) {
   program
     .command('rejects <run>')
     .description('the dead letters of a run, grouped')
@@ -132,7 +139,19 @@ function addOperations(program: Command, finish: (code: ExitCode) => void) {
       const { retry } = await import('./retry.ts')
       finish(await retry(run, flags))
     })
-  addSteering(program, finish)
+  program
+    .command('export <run>')
+    .description('write a run as a dataset folder of the Hugging Face Hub')
+    .requiredOption('--out <folder>', 'a folder that is empty or not there')
+    .option('--stage <names>', 'one or, comma-separated, several stages', 'preferences')
+    .option('--format <name>', "dataset: rows as they are; trl: TRL's preference format", 'dataset')
+    .option('--conversational', 'with trl: prompt, chosen and rejected as messages')
+    .option('--store <url>', storeHelp)
+    .option('--json', 'print what was written as JSON')
+    .action(async (run: string, flags: ExportFlags) => {
+      const { exportDataset } = await import('./export.ts')
+      finish(await exportDataset(run, flags))
+    })
 }
 
 /** Commands that change a run at work. */
@@ -205,6 +224,7 @@ const operational = new Set([
   'StackFailed',
   'NoReport',
   'NoWorker',
+  'NotSealed',
   'StoreFull',
   'StoreFailed',
   'StoreUnreachable',
