@@ -84,7 +84,10 @@ test('a retry that mends nothing changes nothing', async () => {
   assert.deepEqual([result?.mended, result?.left, result?.letters], [0, 4, 4])
   assert.equal((await readResponses()).folder, first)
   const folders = await workers.store.list('responses/')
-  assert.ok(folders.every((key) => key.startsWith(`${first}/`)), 'nothing is left behind')
+  assert.ok(
+    folders.every((key) => key.startsWith(`${first}/`)),
+    'nothing is left behind',
+  )
   delete toys.before.item
 })
 
