@@ -9,13 +9,14 @@ import {
   type LogEntry,
   type NativeConnectionOptions,
 } from '@temporalio/worker'
-import { pino, type Logger } from 'pino'
+import type { Logger } from 'pino'
 
 import { createActivities, type Activities } from '../activities/index.ts'
 import { FspoError } from '../infra/errors.ts'
 import { workflowsPath } from './bundle.ts'
 import { createDependencies, findTarget, readEnvironment, withStore } from './deps.ts'
 import { watchReader } from './reader.ts'
+import { createLogger } from './logs.ts'
 import type { TemporalTarget } from './temporal.ts'
 
 export const queueNames = ['fspo', 'fspo-io', 'fspo-llm', 'fspo-gpu'] as const
@@ -182,7 +183,7 @@ export async function main(args: string[]): Promise<void> {
     bundle: values.bundle,
     signal: stop.signal,
     activities: createActivities(createDependencies(environment)),
-    logger: pino({ level: 'info' }),
+    logger: createLogger(environment.variables),
   })
 }
 
