@@ -2,7 +2,7 @@ import assert from 'node:assert/strict'
 import { readFileSync } from 'node:fs'
 import { test } from 'node:test'
 
-import { MiB, behindGate, server, useSeaweed } from './bucket.ts'
+import { MiB, behindGate, useSeaweed } from './bucket.ts'
 import { type Meddle } from './gate.ts'
 
 useSeaweed()
