@@ -16,3 +16,8 @@ export function alignColumns(head: string[], rows: (string | number)[][]): strin
       .trimEnd()
   return [head, ...rows].map(align).join('\n')
 }
+
+/** A number with its noun: '1 shard', '12 shards'. */
+export function counted(count: number, noun: string): string {
+  return `${count} ${noun}${count === 1 ? '' : 's'}`
+}

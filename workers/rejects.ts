@@ -10,6 +10,7 @@ import { FspoError } from '../infra/errors.ts'
 import { openJournal } from '../infra/journal.ts'
 import { readRejects } from '../infra/shards.ts'
 import type { Store } from '../infra/store.ts'
+import { counted } from './columns.ts'
 import { openStore, readEnvironment } from './deps.ts'
 import type { ExitCode } from './exits.ts'
 
@@ -108,7 +109,7 @@ function describeGroup({ errorClass, stage, letters }: Group): string {
   const said = reply.replaceAll(/\s+/g, ' ').trim()
   const cut = said.length > shownReply ? `${said.slice(0, shownReply)}…` : said
   return [
-    `${errorClass} in ${stage}: ${letters.length} items, ${sum('attempts')} attempts, $${sum('costUsd').toFixed(4)}`,
+    `${errorClass} in ${stage}: ${counted(letters.length, 'item')}, ${counted(sum('attempts'), 'attempt')}, $${sum('costUsd').toFixed(4)}`,
     `  for example ${id}: ${message}`,
     ...(cut === '' ? [] : [`  it replied: ${cut}`]),
   ].join('\n')

@@ -5,6 +5,7 @@ import { createRuns, readRunConfig } from '../activities/runs.ts'
 import { stageTable } from '../activities/stages.ts'
 import { FspoError } from '../infra/errors.ts'
 import type { retry as retryWorkflow, RetriedStage, RetryInput } from '../workflows/retry.ts'
+import { counted } from './columns.ts'
 import { createDependencies, openStore, readEnvironment } from './deps.ts'
 import type { ExitCode } from './exits.ts'
 import { stageOf, type LetterFlags } from './rejects.ts'
@@ -84,18 +85,18 @@ async function retryStages(client: Client, run: string): Promise<ExitCode> {
 }
 
 function describePlan({ stage, letters, affected, stale }: StageRetry, run: string): string {
-  const would = `${stage}: ${letters} dead letters in ${affected.length} shards would be made again`
+  const would = `${stage}: ${counted(letters, 'dead letter')} in ${counted(affected.length, 'shard')} would be made again`
   return [would, ...describeStale(stale, run)].join('\n')
 }
 
 function describeRetried(one: RetriedStage, run: string): string {
   const { stage, letters, mended, left, affected, key, stale } = one
   if (mended === 0)
-    return `${stage}: none of ${letters} dead letters was mended; nothing is changed`
+    return `${stage}: none of ${counted(letters, 'dead letter')} was mended; nothing is changed`
   const where = `${stage}/${key.slice(0, 12)}`
   const shards = affected.length === 1 ? `shard ${affected[0]}` : `${affected.length} shards`
   return [
-    `${stage}: ${mended} of ${letters} dead letters mended, ${left} left; the new version of ${shards} is in ${where}`,
+    `${stage}: ${mended} of ${counted(letters, 'dead letter')} mended, ${left} left; the new version of ${shards} is in ${where}`,
     ...describeStale(stale, run),
   ].join('\n')
 }

@@ -94,7 +94,11 @@ async function readKnown(client: Client | undefined, store: Store, run: string):
   const view = client && (await findView(client, run))
   if (view) return view
   if (await store.has(`runs/${run}/config.json`)) return readArchive(store, run)
-  throw client ? unknownRun(run) : noTemporal()
+  if (client) throw unknownRun(run)
+  throw new FspoError(
+    'UnknownRun',
+    `no run '${run}' in ${store.url}, and no stack is up: \`fspo list\` lists the runs`,
+  )
 }
 
 /** What Temporal says; undefined when its history is gone, or when no worker is there to tell of it. */
