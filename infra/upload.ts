@@ -84,8 +84,9 @@ async function putWhole(
 }
 
 /**
- * The condition stands at the completion, which is when the object comes to be. AWS, MinIO and SeaweedFS honour
- * it there; one request of up to 5 GB would send all again at each failure.
+ * The condition stands at the completion, which is when the object comes to be; one request of up to 5 GB would
+ * send all again at each failure. SeaweedFS looks first and writes then: of completions at the same moment two
+ * may win there. What decides who sealed a shard is a manifest, small enough for one request.
  */
 async function putParts(bucket: Bucket, object: Upload, writer: string): Promise<boolean> {
   const { key, what } = object
