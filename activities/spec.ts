@@ -81,6 +81,8 @@ export const operationsSchema = z.strictObject({
       model: z.string(), // the name the endpoint knows
       apiKeyEnv: z.string().optional(), // name of the environment variable that holds the key
       concurrency: positive.default(64),
+      rpm: positive.optional(), // requests per minute, of each worker process
+      tpm: positive.optional(), // tokens per minute, of each worker process
       inputUsdPerMillion: z.number().nonnegative().default(0),
       outputUsdPerMillion: z.number().nonnegative().default(0),
       timeoutMs: positive.default(60_000),

@@ -1,8 +1,10 @@
 import { OpenAI } from 'openai'
 import { z } from 'zod'
 
+import { readAllowances } from './allowance.ts'
+import type { Rates } from './buckets.ts'
 import { FspoError } from './errors.ts'
-import { createLimiter, type Limiter } from './limiter.ts'
+import { createLimiter, type Call, type Limiter } from './limiter.ts'
 import {
   connectionError,
   keyRemedy,
@@ -14,7 +16,7 @@ import {
 import { createTransport, wrapFetch, type Transport } from './transport.ts'
 
 /** Where a model alias is served, at what price. */
-export interface Model {
+export interface Model extends Rates {
   /** Default: the simulator. */
   baseUrl?: string | undefined
   /** The name the endpoint knows. */
@@ -44,7 +46,11 @@ export interface Endpoint {
   model: Model
   limiter: Limiter
   /** Asks for one chat completion. @throws FspoError unless the status is 2xx; the signal's reason */
-  complete(body: CompletionBody, maxTokens: number, signal: AbortSignal): Promise<Outcome>
+  complete(
+    body: CompletionBody,
+    maxTokens: number,
+    hooks: { signal: AbortSignal; hear?: Call['hear'] },
+  ): Promise<Outcome>
   /** Asks for the list of models. */
   list(signal: AbortSignal): Promise<Outcome>
 }
@@ -147,13 +153,15 @@ function createEndpoint(target: Target, model: Model, fetch: typeof globalThis.f
   })
   let limitField: 'max_tokens' | 'max_completion_tokens' = 'max_tokens'
 
-  async function complete(body: CompletionBody, maxTokens: number, signal: AbortSignal) {
+  const complete: Endpoint['complete'] = async (body, maxTokens, hooks) => {
+    const { signal, hear } = hooks
     const field = limitField
     const ask = (inner: AbortSignal) =>
       client.chat.completions
         .create({ model: model.model, ...body, [field]: maxTokens }, { signal: inner })
         .asResponse()
     const outcome = await exchange(ask, target, signal)
+    hear?.(readAllowances(outcome.header))
     if (outcome.status < 300) return outcome
     // OpenAI's newer models know the limit by its newer name only
     if (
@@ -162,14 +170,14 @@ function createEndpoint(target: Target, model: Model, fetch: typeof globalThis.f
       /max_completion_tokens/.test(outcome.text)
     ) {
       limitField = 'max_completion_tokens'
-      return await complete(body, maxTokens, signal)
+      return await complete(body, maxTokens, hooks)
     }
     throw statusError(outcome, target)
   }
 
   const list = (signal: AbortSignal) =>
     exchange((inner) => client.models.list({ signal: inner }).asResponse(), target, signal)
-  const limiter = createLimiter({ name: url, concurrency: model.concurrency })
+  const limiter = createLimiter({ ...model, name: url })
   return { target, model, limiter, complete, list }
 }
 
@@ -210,7 +218,7 @@ export async function checkEndpoint({ target, list, complete }: Endpoint): Promi
   const listed = isUnlisted ? [] : parseModels(outcome.text, target)
   if (listed.includes(target.model)) return
   try {
-    await complete({ messages: [{ role: 'user', content: 'Hi' }] }, 1, signal)
+    await complete({ messages: [{ role: 'user', content: 'Hi' }] }, 1, { signal })
   } catch (error) {
     const type = error instanceof FspoError ? error.type : ''
     if (listed.length > 0 && /^(ModelNotFound|BadRequest)$/.test(type)) {

@@ -1,18 +1,49 @@
+import type { Allowances } from './allowance.ts'
+import { createBucket, lower, take, waitFor, type Rates } from './buckets.ts'
 import { FspoError } from './errors.ts'
+import { grow, longestTryMs, shrink, type Gate } from './gate.ts'
 
-/** Admits as many calls to one endpoint as it bears, and none while it asks to wait. */
+/** Admits as many calls to one endpoint as it bears, and none while it asks to wait or is down. */
 export interface Limiter {
   /**
    * Runs a task when there is room. A task that throws a retryable FspoError 'RateLimited' or 'Timeout', or
    * any with `retryAfterMs`, halves the window and holds everyone back: for `retryAfterMs`, or else for
-   * 250 ms, doubled each time in a row.
-   * @throws FspoError 'RateLimited' at once when the wait would be longer than `patienceMs`
+   * 250 ms, doubled each time in a row. After five calls in a row that met no working endpoint, one at a time
+   * tries it, at least every two seconds, until one succeeds.
+   * @throws FspoError when the wait is longer than `patienceMs`: 'RateLimited' at once where the endpoint
+   * said so, 'Endpoint' afterwards where it is down
    */
-  run<Result>(task: () => Promise<Result>, signal: AbortSignal): Promise<Result>
-  state(): { window: number; active: number; waiting: number; pausedMs: number }
+  run<Result>(
+    task: (call: Call) => Promise<Result>,
+    signal: AbortSignal,
+    options?: RunOptions,
+  ): Promise<Result>
+  /** Whether a call that takes so many tokens could start now. */
+  hasRoom(tokens?: number): boolean
+  state(): {
+    window: number
+    active: number
+    waiting: number
+    pausedMs: number
+    /** Whether the endpoint is taken to be down. */
+    isDown: boolean
+  }
 }
 
-export interface LimiterOptions {
+export interface RunOptions {
+  /** An estimate of the tokens that the call will take. Default 0. */
+  tokens?: number
+}
+
+/** What a call in flight tells of itself. */
+export interface Call {
+  /** What it really took, in place of the estimate. */
+  settle(tokens: number): void
+  /** What the endpoint said of its limits. */
+  hear(allowances: Allowances): void
+}
+
+export interface LimiterOptions extends Rates {
   /** For messages: the endpoint's URL. */
   name: string
   /** Most calls at once. */
@@ -24,50 +55,33 @@ export interface LimiterOptions {
 }
 
 interface Waiter {
+  tokens: number
+  since: number
   admit: () => void
   refuse: (error: unknown) => void
 }
 
-interface Gate extends Required<LimiterOptions> {
-  window: number // calls allowed at once, by now; a fraction until it is used
-  active: number
-  started: number
-  shrunkAt: number // calls started up to this one say nothing about the smaller window
-  pausedUntil: number
-  streak: number // refusals in a row that did not say how long to wait
+interface Queue extends Gate {
+  name: string
+  patienceMs: number
   timer: NodeJS.Timeout | undefined
   waiting: Set<Waiter> // in order of arrival
 }
 
-const maxUnaskedPauseMs = 8000
-
 /** A gate whose window halves when the endpoint refuses (once per window of calls) and grows with success. */
-export function createLimiter({
-  name,
-  concurrency,
-  patienceMs = 10_000,
-  now = () => performance.now(),
-}: LimiterOptions): Limiter {
-  const gate: Gate = {
-    name,
-    concurrency,
-    patienceMs,
-    now,
-    window: concurrency,
-    active: 0,
-    started: 0,
-    shrunkAt: 0,
-    pausedUntil: 0,
-    streak: 0,
-    timer: undefined,
-    waiting: new Set(),
-  }
+export function createLimiter(options: LimiterOptions): Limiter {
+  const gate = createGate(options)
+  const { now } = gate
 
-  async function run<Result>(task: () => Promise<Result>, signal: AbortSignal): Promise<Result> {
-    await enter(gate, signal)
+  async function run<Result>(
+    task: (call: Call) => Promise<Result>,
+    signal: AbortSignal,
+    { tokens = 0 }: RunOptions = {},
+  ): Promise<Result> {
+    await enter(gate, tokens, signal)
     const serial = ++gate.started
     try {
-      const result = await task()
+      const result = await task(createCall(gate, tokens))
       grow(gate)
       return result
     } catch (error) {
@@ -75,6 +89,7 @@ export function createLimiter({
       throw error
     } finally {
       gate.active--
+      if (serial <= gate.lost.upTo) gate.lost.active = Math.max(0, gate.lost.active - 1)
       admit(gate)
     }
   }
@@ -84,15 +99,76 @@ export function createLimiter({
     active: gate.active,
     waiting: gate.waiting.size,
     pausedMs: Math.max(0, gate.pausedUntil - now()),
+    isDown: gate.outage !== undefined,
   })
-  return { run, state }
+  const hasRoom = (tokens = 0) =>
+    gate.waiting.size === 0 && isFree(gate) && waitMs(gate, tokens) === 0
+  return { run, hasRoom, state }
 }
 
-function enter(gate: Gate, signal: AbortSignal): Promise<void> {
+function createGate({
+  name,
+  concurrency,
+  rpm,
+  tpm,
+  patienceMs = 10_000,
+  now = () => performance.now(),
+}: LimiterOptions): Queue {
+  return {
+    name,
+    concurrency,
+    patienceMs,
+    now,
+    requests: createBucket(rpm, now()),
+    tokens: createBucket(tpm, now()),
+    window: concurrency,
+    goal: 0,
+    active: 0,
+    started: 0,
+    shrunkAt: 0,
+    pausedUntil: 0,
+    troubles: 0,
+    faults: 0,
+    outage: undefined,
+    lost: { upTo: 0, active: 0 },
+    timer: undefined,
+    waiting: new Set(),
+  }
+}
+
+/** A call that starts now. */
+function createCall(gate: Queue, tokens: number): Call {
+  const { now, requests, tokens: bucket } = gate
+  const at = now()
+  const taken = { requests: requests.taken, tokens: bucket.taken }
+  let held = tokens
+  return {
+    settle(used) {
+      take(gate.tokens, used - held, now())
+      held = used
+    },
+    /** Limits that nobody configured are taken from the endpoint; of the others it says what is left. */
+    hear(allowances) {
+      for (const name of ['requests', 'tokens'] as const) {
+        const { limit = 0, remaining } = allowances[name]
+        if (limit > 0 && gate[name].perMinute === undefined) {
+          gate[name] = { ...createBucket(limit, now()), taken: gate[name].taken }
+        }
+        if (remaining !== undefined) {
+          lower(gate[name], remaining, { at, taken: taken[name], now: now() })
+        }
+      }
+    },
+  }
+}
+
+function enter(gate: Queue, tokens: number, signal: AbortSignal): Promise<void> {
   signal.throwIfAborted()
   return new Promise((resolve, reject) => {
     const leave = () => signal.removeEventListener('abort', abort)
     const waiter: Waiter = {
+      tokens,
+      since: gate.now(),
       admit: () => {
         leave()
         resolve()
@@ -112,20 +188,37 @@ function enter(gate: Gate, signal: AbortSignal): Promise<void> {
   })
 }
 
-function admit(gate: Gate): void {
-  if (gate.waiting.size === 0) return
+function admit(gate: Queue): void {
   const pausedMs = gate.pausedUntil - gate.now()
   if (pausedMs > gate.patienceMs) return refuseAll(gate, pausedMs)
-  if (pausedMs > 0) return wakeIn(gate, pausedMs)
+  refuseImpatient(gate)
   for (const waiter of gate.waiting) {
-    if (gate.active >= Math.floor(gate.window)) return
+    if (!isFree(gate)) return wakeForImpatient(gate, waiter)
+    const ms = waitMs(gate, waiter.tokens)
+    if (ms > 0) return wakeIn(gate, ms)
     gate.waiting.delete(waiter)
     gate.active++
+    if (gate.outage) gate.outage.triedAt = gate.now()
+    take(gate.requests, 1, gate.now())
+    take(gate.tokens, waiter.tokens, gate.now())
     waiter.admit()
   }
 }
 
-function refuseAll({ name, waiting }: Gate, pausedMs: number): void {
+/** Whether the window has a place. */
+function isFree({ active, lost, window, outage, now }: Queue): boolean {
+  if (outage) return now() - outage.triedAt >= longestTryMs
+  return active - lost.active < Math.floor(window)
+}
+
+/** How long pauses and buckets hold a call of so many tokens back. */
+function waitMs(gate: Queue, tokens: number): number {
+  const now = gate.now()
+  const held = Math.max(waitFor(gate.requests, 1, now), waitFor(gate.tokens, tokens, now))
+  return Math.max(0, gate.pausedUntil - now, held)
+}
+
+function refuseAll({ name, waiting }: Queue, pausedMs: number): void {
   const seconds = Math.ceil(pausedMs / 1000)
   for (const waiter of waiting) {
     waiting.delete(waiter)
@@ -135,31 +228,27 @@ function refuseAll({ name, waiting }: Gate, pausedMs: number): void {
   }
 }
 
-function wakeIn(gate: Gate, ms: number): void {
-  gate.timer ??= setTimeout(() => {
-    gate.timer = undefined
-    admit(gate)
-  }, Math.ceil(ms))
+/** While the endpoint is down nobody waits for it longer than `patienceMs`. */
+function refuseImpatient({ name, outage, waiting, now, patienceMs }: Queue): void {
+  if (!outage) return
+  for (const waiter of waiting) {
+    if (now() - Math.max(waiter.since, outage.since) < patienceMs) return
+    waiting.delete(waiter)
+    const seconds = Math.ceil((now() - outage.since) / 1000)
+    const message = `${name} has been down for ${seconds} s: ${outage.error.message}`
+    waiter.refuse(new FspoError('Endpoint', message, { retryable: true, cause: outage.error }))
+  }
 }
 
-/** One window of successes adds a sixteenth of the full width, whatever the width. */
-function grow(gate: Gate): void {
-  gate.streak = 0
-  gate.window = Math.min(gate.concurrency, gate.window + gate.concurrency / 16 / gate.window)
+/** The endpoint is being tried: whether that ends or not, patience does, and another may try. */
+function wakeForImpatient(gate: Queue, { since }: Waiter): void {
+  const { outage, patienceMs } = gate
+  if (!outage) return
+  const patientUntil = Math.max(since, outage.since) + patienceMs
+  wakeIn(gate, Math.min(patientUntil, outage.triedAt + longestTryMs) - gate.now())
 }
 
-function shrink(gate: Gate, error: unknown, serial: number): void {
-  if (!(error instanceof FspoError) || !error.retryable) return
-  const { retryAfterMs } = error.details
-  const isRefusal = error.type === 'RateLimited' || error.type === 'Timeout'
-  if (!isRefusal && retryAfterMs === undefined) return
-  if (retryAfterMs !== undefined) pause(gate, retryAfterMs)
-  if (serial <= gate.shrunkAt) return
-  gate.window = Math.max(1, gate.window / 2)
-  gate.shrunkAt = gate.started
-  if (retryAfterMs === undefined) pause(gate, Math.min(maxUnaskedPauseMs, 250 * 2 ** gate.streak++))
-}
-
-function pause(gate: Gate, ms: number): void {
-  gate.pausedUntil = Math.max(gate.pausedUntil, gate.now() + ms)
+function wakeIn(gate: Queue, ms: number): void {
+  clearTimeout(gate.timer)
+  gate.timer = setTimeout(() => admit(gate), Math.max(1, Math.ceil(ms)))
 }

@@ -4,6 +4,7 @@ import { z } from 'zod'
 
 import { checkEndpoint, openEndpoints, type ChatOptions, type Endpoint } from './endpoints.ts'
 import { FspoError } from './errors.ts'
+import type { Call } from './limiter.ts'
 import { redact, statusError, type Outcome } from './refusals.ts'
 
 /** One chat completion, asked of a model alias. */
@@ -59,8 +60,9 @@ export function createChat(options: ChatOptions): Chat & { close(): Promise<void
   const chat: Chat = async (request) => {
     const endpoint = endpoints.of(request.alias)
     setMaxListeners(0, request.signal) // one per call in flight is no leak
-    const send = () => complete(endpoint, request)
-    return await endpoint.limiter.run(send, request.signal)
+    const tokens = estimateTokens(request)
+    const send = (call: Call) => complete(endpoint, request, call)
+    return await endpoint.limiter.run(send, request.signal, { tokens })
   }
   return Object.assign(chat, { close: endpoints.close })
 }
@@ -79,10 +81,28 @@ export async function checkEndpoints(options: ChatOptions): Promise<void> {
   }
 }
 
-async function complete(endpoint: Endpoint, request: ChatRequest): Promise<ChatReply> {
+/** What endpoints count before they answer: a token for four characters, and as many as the reply may have. */
+function estimateTokens({ messages, maxTokens }: ChatRequest): number {
+  return Math.ceil(lengthOf(messages) / 4) + maxTokens
+}
+
+function lengthOf(messages: ChatRequest['messages']): number {
+  return messages.reduce((sum, { content }) => sum + content.length, 0)
+}
+
+async function complete(endpoint: Endpoint, request: ChatRequest, call: Call): Promise<ChatReply> {
   const { messages, temperature, maxTokens, seed, signal } = request
-  const outcome = await endpoint.complete({ messages, temperature, seed }, maxTokens, signal)
-  return readReply(outcome, endpoint, request)
+  const { hear } = call
+  const body = { messages, temperature, seed }
+  try {
+    const outcome = await endpoint.complete(body, maxTokens, { signal, hear })
+    const reply = readReply(outcome, endpoint, request)
+    call.settle(reply.promptTokens + reply.completionTokens)
+    return reply
+  } catch (error) {
+    if (error instanceof FspoError && error.type === 'RateLimited') call.settle(0)
+    throw error
+  }
 }
 
 function readReply(outcome: Outcome, endpoint: Endpoint, request: ChatRequest): ChatReply {
@@ -91,8 +111,7 @@ function readReply(outcome: Outcome, endpoint: Endpoint, request: ChatRequest): 
   const [choice] = reply.choices
   const text = choice?.message.content ?? ''
   const finishReason = choice?.finish_reason ?? 'stop'
-  const asked = request.messages.reduce((sum, { content }) => sum + content.length, 0)
-  const promptTokens = reply.usage?.prompt_tokens ?? Math.ceil(asked / 4)
+  const promptTokens = reply.usage?.prompt_tokens ?? Math.ceil(lengthOf(request.messages) / 4)
   const completionTokens = reply.usage?.completion_tokens ?? Math.ceil(text.length / 4)
   const costUsd = costOf(endpoint, promptTokens, completionTokens)
   if (text.trim() === '') {

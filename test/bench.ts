@@ -9,13 +9,18 @@ import { Pool } from 'undici'
 import { preferencePrompt, responsePrompt } from '../activities/prompts.ts'
 import { createChat, type ChatRequest } from '../infra/llm.ts'
 import type { SimulatorCounts } from '../workers/serving.ts'
+import { limits } from './limits.ts'
 
-/** Measurements: `npm run bench -- simulator [--requests 20000] [--concurrency 64] [--json]`. */
-const benches = { simulator }
+/**
+ * Measurements: `npm run bench -- simulator [--requests 20000] [--concurrency 64] [--json]`,
+ * `limits [--seconds 60] [--json]`.
+ */
+const benches = { simulator, limits }
 
 interface Sizes {
   requests: number
   concurrency: number
+  seconds: number
 }
 type Call = (index: number) => Promise<unknown>
 
@@ -130,6 +135,7 @@ const { positionals, values } = parseArgs({
   options: {
     requests: { type: 'string', default: '20000' },
     concurrency: { type: 'string', default: '64' },
+    seconds: { type: 'string', default: '60' },
     json: { type: 'boolean', default: false },
   },
 })
@@ -142,6 +148,7 @@ if (!bench) {
 const results = await bench({
   requests: Number(values.requests),
   concurrency: Number(values.concurrency),
+  seconds: Number(values.seconds),
 })
 if (values.json) console.log(JSON.stringify(results))
 else console.table(results)
