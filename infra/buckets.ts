@@ -18,7 +18,7 @@ export interface Bucket {
   at: number
 }
 
-const burstMs = 250 // a stall of the event loop this long costs no throughput
+const burstMs = 500 // a stall of the event loop this long costs no throughput
 const fullPace = 0.98 // two clocks never agree, and a refusal costs more than it gains
 const slower = 0.85 // when refused all the same: others live on the allowance, too
 const fasterPerMs = 0.01 / 1000

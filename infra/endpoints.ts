@@ -19,6 +19,12 @@ import { createTransport, wrapFetch, type Transport } from './transport.ts'
 export interface Model extends Rates {
   /** Default: the simulator. */
   baseUrl?: string | undefined
+  /** Several endpoints in place of one; what they do not say is as it stands beside them. */
+  endpoints?: Place[] | undefined
+  /** Which of several gets a call: each its share by weight (default), or the cheapest that has room. */
+  prefer?: 'weight' | 'price' | undefined
+  /** Its share of the calls beside other endpoints. Default 1. */
+  weight?: number | undefined
   /** The name the endpoint knows. */
   model: string
   /** Name of the environment variable that holds the key; none is sent without. */
@@ -27,6 +33,11 @@ export interface Model extends Rates {
   inputUsdPerMillion: number
   outputUsdPerMillion: number
   timeoutMs: number
+}
+
+/** One of several endpoints of a model. */
+export type Place = {
+  [Key in keyof Omit<Model, 'endpoints' | 'prefer'>]?: Model[Key] | undefined
 }
 
 export interface ChatOptions {
@@ -61,23 +72,21 @@ interface CompletionBody {
   seed?: number
 }
 
-/** Endpoints of aliases, opened when first asked for; aliases of the same model at the same place share one. */
-export function openEndpoints({ models, environment = {}, simulatorUrl, fetch }: ChatOptions) {
+/** Opens endpoints; the same model at the same place is opened once. */
+export function openEndpoints({
+  environment = {},
+  simulatorUrl,
+  fetch,
+}: Omit<ChatOptions, 'models'>) {
   const endpoints = new Map<string, Endpoint>()
-  const byAlias = new Map<string, Endpoint>()
   const transports: Transport[] = []
 
-  function of(alias: string): Endpoint {
-    const known = byAlias.get(alias)
-    if (known) return known
-    const model = models[alias]
-    if (!model) throw new FspoError('Config', `model '${alias}' is not in models: add it`)
+  function open(alias: string, model: Model): Endpoint {
     const target = describe(alias, model, { environment, simulatorUrl })
     const same = JSON.stringify([target.url, model.model, model.apiKeyEnv])
     const endpoint =
       endpoints.get(same) ?? createEndpoint(target, model, fetchFor(target.url, model.concurrency))
     endpoints.set(same, endpoint)
-    byAlias.set(alias, endpoint)
     return endpoint
   }
 
@@ -92,7 +101,7 @@ export function openEndpoints({ models, environment = {}, simulatorUrl, fetch }:
     await Promise.all(transports.map((transport) => transport.close()))
   }
 
-  return { of, close }
+  return { open, close }
 }
 
 function describe(

@@ -32,8 +32,13 @@ export interface Outage {
 const maxUnaskedPauseMs = 8000
 const faultsToBeDown = 5
 const firstTryMs = 250
-export const longestTryMs = 2000
+const longestTryMs = 2000
 const faultTypes = new Set(['Endpoint', 'ServerError', 'Timeout'])
+
+/** The time between tries of an endpoint that is down: 2 s, and the longer it is down the more, up to 30 s. */
+export function betweenTriesMs({ since }: Outage, now: number): number {
+  return Math.min(30_000, Math.max(longestTryMs, (now - since) / 15))
+}
 
 /**
  * One window of successes adds a sixteenth of the full width, whatever the width; after troubles it doubles
@@ -97,7 +102,7 @@ function recover(gate: Gate): void {
 function tryLater(gate: Gate, outage: Outage, error: FspoError): void {
   outage.error = error
   outage.tries++
-  pause(gate, Math.min(longestTryMs, firstTryMs * 2 ** outage.tries))
+  pause(gate, Math.min(betweenTriesMs(outage, gate.now()), firstTryMs * 2 ** outage.tries))
 }
 
 function pause(gate: Gate, ms: number): void {

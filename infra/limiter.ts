@@ -1,7 +1,7 @@
 import type { Allowances } from './allowance.ts'
 import { createBucket, lower, take, waitFor, type Rates } from './buckets.ts'
 import { FspoError } from './errors.ts'
-import { grow, longestTryMs, shrink, type Gate } from './gate.ts'
+import { betweenTriesMs, grow, shrink, type Gate, type Outage } from './gate.ts'
 
 /** Admits as many calls to one endpoint as it bears, and none while it asks to wait or is down. */
 export interface Limiter {
@@ -33,6 +33,8 @@ export interface Limiter {
 export interface RunOptions {
   /** An estimate of the tokens that the call will take. Default 0. */
   tokens?: number
+  /** How long the call may wait for an endpoint that pauses or is down. Default: the limiter's. */
+  patienceMs?: number
 }
 
 /** What a call in flight tells of itself. */
@@ -56,6 +58,7 @@ export interface LimiterOptions extends Rates {
 
 interface Waiter {
   tokens: number
+  patienceMs: number
   since: number
   admit: () => void
   refuse: (error: unknown) => void
@@ -76,9 +79,9 @@ export function createLimiter(options: LimiterOptions): Limiter {
   async function run<Result>(
     task: (call: Call) => Promise<Result>,
     signal: AbortSignal,
-    { tokens = 0 }: RunOptions = {},
+    { tokens = 0, patienceMs = gate.patienceMs }: RunOptions = {},
   ): Promise<Result> {
-    await enter(gate, tokens, signal)
+    await enter(gate, { tokens, patienceMs }, signal)
     const serial = ++gate.started
     try {
       const result = await task(createCall(gate, tokens))
@@ -162,12 +165,16 @@ function createCall(gate: Queue, tokens: number): Call {
   }
 }
 
-function enter(gate: Queue, tokens: number, signal: AbortSignal): Promise<void> {
+function enter(
+  gate: Queue,
+  wanted: { tokens: number; patienceMs: number },
+  signal: AbortSignal,
+): Promise<void> {
   signal.throwIfAborted()
   return new Promise((resolve, reject) => {
     const leave = () => signal.removeEventListener('abort', abort)
     const waiter: Waiter = {
-      tokens,
+      ...wanted,
       since: gate.now(),
       admit: () => {
         leave()
@@ -189,13 +196,14 @@ function enter(gate: Queue, tokens: number, signal: AbortSignal): Promise<void> 
 }
 
 function admit(gate: Queue): void {
-  const pausedMs = gate.pausedUntil - gate.now()
-  if (pausedMs > gate.patienceMs) return refuseAll(gate, pausedMs)
+  letIn(gate)
   refuseImpatient(gate)
+  wakeNext(gate)
+}
+
+function letIn(gate: Queue): void {
   for (const waiter of gate.waiting) {
-    if (!isFree(gate)) return wakeForImpatient(gate, waiter)
-    const ms = waitMs(gate, waiter.tokens)
-    if (ms > 0) return wakeIn(gate, ms)
+    if (!isFree(gate) || waitMs(gate, waiter.tokens) > 0) return
     gate.waiting.delete(waiter)
     gate.active++
     if (gate.outage) gate.outage.triedAt = gate.now()
@@ -207,7 +215,7 @@ function admit(gate: Queue): void {
 
 /** Whether the window has a place. */
 function isFree({ active, lost, window, outage, now }: Queue): boolean {
-  if (outage) return now() - outage.triedAt >= longestTryMs
+  if (outage) return now() - outage.triedAt >= betweenTriesMs(outage, now())
   return active - lost.active < Math.floor(window)
 }
 
@@ -218,37 +226,51 @@ function waitMs(gate: Queue, tokens: number): number {
   return Math.max(0, gate.pausedUntil - now, held)
 }
 
-function refuseAll({ name, waiting }: Queue, pausedMs: number): void {
+/** Nobody waits longer than they have patience: for a pause that is known, or while the endpoint is down. */
+function refuseImpatient(gate: Queue): void {
+  const { outage, pausedUntil, waiting, now } = gate
+  const pausedMs = pausedUntil - now()
+  if (!outage && pausedMs <= 0) return
+  for (const waiter of waiting) {
+    const { since, patienceMs } = waiter
+    const isInVain = outage && now() - Math.max(since, outage.since) >= patienceMs
+    if (!isInVain && pausedMs <= patienceMs) continue
+    waiting.delete(waiter)
+    waiter.refuse(isInVain ? isDown(gate, outage) : isPaused(gate, pausedMs))
+  }
+}
+
+function isDown({ name, now }: Queue, { since, error }: Outage): FspoError {
+  const seconds = Math.ceil((now() - since) / 1000)
+  const message = `${name} has been down for ${seconds} s: ${error.message}`
+  return new FspoError('Endpoint', message, { retryable: true, cause: error })
+}
+
+function isPaused({ name, outage }: Queue, pausedMs: number): FspoError {
   const seconds = Math.ceil(pausedMs / 1000)
-  for (const waiter of waiting) {
-    waiting.delete(waiter)
-    const message = `${name} asks for a pause of ${seconds} s: try again then`
-    const retryAfterMs = Math.ceil(pausedMs)
-    waiter.refuse(new FspoError('RateLimited', message, { retryable: true, retryAfterMs }))
-  }
+  const message = outage
+    ? `${name} is down and tried again in ${seconds} s: ${outage.error.message}`
+    : `${name} asks for a pause of ${seconds} s: try again then`
+  const retryAfterMs = Math.ceil(pausedMs)
+  return new FspoError('RateLimited', message, { retryable: true, retryAfterMs })
 }
 
-/** While the endpoint is down nobody waits for it longer than `patienceMs`. */
-function refuseImpatient({ name, outage, waiting, now, patienceMs }: Queue): void {
-  if (!outage) return
-  for (const waiter of waiting) {
-    if (now() - Math.max(waiter.since, outage.since) < patienceMs) return
-    waiting.delete(waiter)
-    const seconds = Math.ceil((now() - outage.since) / 1000)
-    const message = `${name} has been down for ${seconds} s: ${outage.error.message}`
-    waiter.refuse(new FspoError('Endpoint', message, { retryable: true, cause: outage.error }))
-  }
+/** When the first in the queue may go, or another try is due, or their patience is over. */
+function wakeNext(gate: Queue): void {
+  const { outage, now } = gate
+  const [first] = gate.waiting
+  if (!first) return
+  const ms = isFree(gate) ? waitMs(gate, first.tokens) : Infinity
+  if (!outage) return wakeIn(gate, ms)
+  const patientUntil = Math.max(first.since, outage.since) + first.patienceMs
+  const triedUntil = outage.triedAt + betweenTriesMs(outage, now())
+  const others = isFree(gate) ? patientUntil : Math.min(patientUntil, triedUntil)
+  wakeIn(gate, Math.min(ms, others - now()))
 }
 
-/** The endpoint is being tried: whether that ends or not, patience does, and another may try. */
-function wakeForImpatient(gate: Queue, { since }: Waiter): void {
-  const { outage, patienceMs } = gate
-  if (!outage) return
-  const patientUntil = Math.max(since, outage.since) + patienceMs
-  wakeIn(gate, Math.min(patientUntil, outage.triedAt + longestTryMs) - gate.now())
-}
-
+/** The end of a call wakes by itself. */
 function wakeIn(gate: Queue, ms: number): void {
   clearTimeout(gate.timer)
+  if (ms === Infinity) return
   gate.timer = setTimeout(() => admit(gate), Math.max(1, Math.ceil(ms)))
 }

@@ -7,7 +7,7 @@ import type { ExitCode } from './exits.ts'
 import { fetchReport } from './reports.ts'
 import { startRun } from './runs.ts'
 import { withSession, type Session } from './session.ts'
-import { aliasesOf, readSettings, splitModels, type RunFlags } from './settings.ts'
+import { aliasesOf, namesOf, readSettings, splitModels, type RunFlags } from './settings.ts'
 import { watchRun, type Outcome } from './watch.ts'
 import type { RunConfig } from '../activities/spec.ts'
 
@@ -31,8 +31,8 @@ export async function run(
   if (Object.keys(real).length > 0) {
     await checkEndpoints({ models: real, environment: environment.variables })
   }
-  const needed = environment.variables.FSPO_SIMULATOR ? [] : Object.values(simulated)
-  const options = { models: needed.map(({ model }) => model), say: display.say }
+  const needed = environment.variables.FSPO_SIMULATOR ? {} : simulated
+  const options = { models: namesOf(needed), say: display.say }
   return withSession(environment, options, async (session, signal) => {
     const outcome = await follow(session, { environment, config, parts, display, signal })
     display.end()

@@ -3,7 +3,7 @@ import { FspoError } from '../infra/errors.ts'
 import { readEnvironment } from './deps.ts'
 import type { ExitCode } from './exits.ts'
 import { withSession } from './session.ts'
-import { readSettings } from './settings.ts'
+import { namesOf, readSettings, splitModels } from './settings.ts'
 import { readStack, type StackInfo } from './stackfile.ts'
 
 /** Flags of `fspo up`. */
@@ -19,11 +19,11 @@ export async function up({ config, ...ports }: UpFlags): Promise<ExitCode> {
   const environment = readEnvironment()
   const running = readStack(environment.home)
   if (running) throw upAlready(`process ${running.owner.pid}, ${running.ui || running.address}`)
-  const { models } = config ? (await readSettings({ config }, [])).operations : defaultOperations
-  const simulated = Object.values(models).filter(({ baseUrl }) => baseUrl === undefined)
+  const operations = config ? (await readSettings({ config }, [])).operations : defaultOperations
+  const { simulated } = splitModels({ operations }, Object.keys(operations.models))
   return withSession(
     environment,
-    { ...ports, models: simulated.map(({ model }) => model), say: console.log },
+    { ...ports, models: namesOf(simulated), say: console.log },
     async ({ stack }, signal) => {
       if (!stack) throw upAlready('elsewhere: workers serve the queue fspo')
       printStack(stack.info)
