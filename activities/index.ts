@@ -2,6 +2,7 @@ import { activityInfo, ApplicationFailure, Context, CancelledFailure } from '@te
 
 import { FspoError } from '../infra/errors.ts'
 import type { Summary } from '../infra/manifests.ts'
+import { createPurses } from './budget.ts'
 import type { EngineEvent } from './contract.ts'
 import { makeShard, makeWithEngine, type ShardRef } from './making.ts'
 import {
@@ -34,11 +35,12 @@ const idleAttempts = 3
 export function createActivities(deps: Dependencies) {
   const runs = createRuns(deps, deps.stages ?? stageTable)
   const planning = { runs, store: deps.store }
-  const making = { runs, deps }
+  const purses = createPurses(deps.store, async ({ config }) => config.operations.budgetUsd)
+  const making = { runs, deps, purses }
 
   return {
     planRun: (input: { run: string; parts: Part[] }): Promise<RunPlan> =>
-      alive(() => planRun(runs, input)),
+      alive(() => planRun(planning, input)),
     planStage: (input: {
       run: string
       stage: StageName

@@ -110,6 +110,7 @@ export const operationsSchema = z.strictObject({
   flushEvery: positive.default(256), // items per chunk
   window: positive.max(100).default(16), // shards in flight per stage
   engine: z.enum(['tfjs']).default('tfjs'),
+  budgetUsd: z.number().positive().optional(), // what the run may spend on models; at it the run pauses
 })
 export type Operations = z.infer<typeof operationsSchema>
 

@@ -43,7 +43,10 @@ export interface ChatReply {
  * @throws FspoError 'Auth', 'ModelNotFound', 'BadRequest' (not retryable), 'RateLimited', 'Timeout',
  * 'ServerError', 'Endpoint', 'MalformedReply', 'EmptyReply'; the signal's reason when aborted
  */
-export type Chat = (request: ChatRequest) => Promise<ChatReply>
+export type Chat = ((request: ChatRequest) => Promise<ChatReply>) & {
+  /** The most that a request is likely to cost, at the dearest endpoint. */
+  priceUsd?(request: ChatRequest): number
+}
 
 const impatienceMs = 1000 // with an endpoint that pauses or is down, while there are others
 
@@ -73,7 +76,14 @@ export function createChat(options: ChatOptions): Chat & { close(): Promise<void
     setMaxListeners(0, request.signal) // one per call in flight is no leak
     return await converse(route, request)
   }
-  return Object.assign(chat, { close: routes.close })
+  const priceUsd = (request: ChatRequest) => {
+    const { promptTokens, tokens } = estimate(request)
+    const { ways } = routes.of(request.alias)
+    return Math.max(
+      ...ways.map(({ endpoint }) => costOf(endpoint, promptTokens, tokens - promptTokens)),
+    )
+  }
+  return Object.assign(chat, { priceUsd, close: routes.close })
 }
 
 /** Asks one endpoint after the other until one answers. */
@@ -178,6 +188,8 @@ function readReply(outcome: Outcome, endpoint: Endpoint, request: ChatRequest): 
         retryable: finishReason === 'stop' && !refusal,
         reply: redact(outcome.text, target),
         costUsd,
+        promptTokens,
+        completionTokens,
       },
     )
   }
