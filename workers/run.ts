@@ -22,7 +22,8 @@ export async function run(
   const environment = readEnvironment()
   const config = await readSettings(flags, parts)
   if (flags.dryRun) {
-    console.log(describePlan(config, parts, flags.json === true))
+    const store = openStore(environment)
+    console.log(await describePlan(config, { parts, store, isJson: flags.json === true }))
     return 'done'
   }
   // With --json stdout is the report's alone.
