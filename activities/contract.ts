@@ -32,6 +32,27 @@ const optimizerShape = {
   maxDroppedShare: z.number().min(0).max(1).default(0.05), // more than this is an error
 }
 
+/** How the torch engine computes. Nothing here changes an objective; the other engine refuses it. */
+export const torchSchema = z.strictObject({
+  attention: z.enum(['sdpa2', 'mask', 'flex']).default('sdpa2'), // flex: CUDA only
+  precision: z.enum(['float32', 'bfloat16']).default('float32'), // of the forward; weights stay float32
+  optimizer: z.enum(['adamw', 'rmsprop']).default('adamw'),
+  weightDecay: z.number().nonnegative().default(0),
+  lora: z
+    .strictObject({
+      rank: positive.default(16),
+      alpha: positive.default(32),
+      dropout: z.number().min(0).lt(1).default(0),
+    })
+    .optional(), // on every linear layer but the head
+  checkpointing: z.boolean().default(false), // activations are computed again instead of kept
+  reference: z.enum(['cached', 'live']).default('cached'), // log-probs once for all data, or with each step
+  tokens: positive.default(4096), // of one forward and backward; larger steps add up
+  device: z.enum(['auto', 'cpu', 'cuda']).default('auto'),
+  threads: positive.optional(),
+  ranks: positive.default(1), // processes of one machine among which parameters are sharded
+})
+
 /** lm: documents (column `text`). The others: Episode rows (activities/records.ts). */
 export const trainSpecSchema = z.strictObject({
   v: z.literal(1),
@@ -44,7 +65,10 @@ export const trainSpecSchema = z.strictObject({
   reference: path.optional(), // checkpoint folder; required by ipo_* and dpo
   beta: z.number().positive().optional(), // required by ipo_* and dpo
   sftWeight: z.number().nonnegative().default(0), // ipo_* and dpo: times -log pi(chosen) added to each pair's loss
+  labelSmoothing: z.number().min(0).lt(0.5).optional(), // dpo, torch only: chance that a label is wrong
+  both: z.boolean().optional(), // pref_ft, torch only: on both answers, as the authors' code does
   shared: z.boolean().default(true), // false: the plain duplicated forward, the oracle of tests
+  torch: torchSchema.optional(),
   data: z.array(path).min(1), // Parquet files
   evalData: z.array(path).default([]),
   evalEvery: positive.default(100),

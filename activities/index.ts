@@ -15,11 +15,23 @@ import {
   type StageSummary,
 } from './planning.ts'
 import { writeReport, type ReportRequest } from './reporting.ts'
-import { createRuns, type Dependencies } from './runs.ts'
+import {
+  carryShards,
+  planRetry,
+  publishRetry,
+  retryShard,
+  type Letters,
+  type RetryResult,
+  type ShardRetry,
+  type StageRetry,
+} from './retrying.ts'
+import { createRuns, type Dependencies, type Run } from './runs.ts'
 import type { StageName } from './stage.ts'
 import { stageTable, type Part } from './stages.ts'
+import { createSteering, readSteering, saveSteering, type Steering } from './steering.ts'
 
-export type { Dependencies, Part, RunPlan, StagePlan, StageRef, StageSummary }
+export type { RetryResult, ShardRetry, StageRetry }
+export type { Dependencies, Part, RunPlan, StagePlan, StageRef, StageSummary, Steering }
 export type { Summary as ShardSummary } from '../infra/manifests.ts'
 export type Activities = ReturnType<typeof createActivities>
 
@@ -35,8 +47,11 @@ const idleAttempts = 3
 export function createActivities(deps: Dependencies) {
   const runs = createRuns(deps, deps.stages ?? stageTable)
   const planning = { runs, store: deps.store }
-  const purses = createPurses(deps.store, async ({ config }) => config.operations.budgetUsd)
-  const making = { runs, deps, purses }
+  const steering = createSteering(deps.store)
+  // Read anew each time: a shard that goes on at once after a new budget must not meet the old one.
+  const capOf = async ({ config: { run, operations } }: Run) =>
+    (await readSteering(deps.store, run)).budgetUsd ?? operations.budgetUsd
+  const making = { runs, deps, steering, purses: createPurses(deps.store, capOf) }
 
   return {
     planRun: (input: { run: string; parts: Part[] }): Promise<RunPlan> =>
@@ -47,18 +62,31 @@ export function createActivities(deps: Dependencies) {
       range?: { from: number; to: number }
     }): Promise<StagePlan> => alive(() => planStage(planning, input)),
     runItems: (ref: ShardRef): Promise<Summary> =>
-      alive((beat) =>
-        makeShard(making, ref, {
-          signal: Context.current().cancellationSignal,
-          progress: (cursor) => beat.set(cursor),
-          resumeFrom: activityInfo().heartbeatDetails,
-        }),
-      ),
+      alive((beat) => makeShard(making, ref, hooksOf(beat))),
     runEngine: (ref: StageRef): Promise<Summary> =>
       alive((beat) => runEngine(beat, (hooks) => makeWithEngine(making, ref, hooks))),
+    saveSteering: (input: { run: string; steering: Steering }): Promise<void> =>
+      alive(() => saveSteering(deps.store, input)),
     sealStage: (ref: StageRef): Promise<StageSummary> => alive(() => sealWhole(planning, ref)),
+    planRetry: (letters: Letters & { id: string }): Promise<StageRetry[]> =>
+      alive(() => planRetry(making, letters)),
+    retryShard: (ref: ShardRetry): Promise<Summary> =>
+      alive((beat) => retryShard(making, ref, hooksOf(beat))),
+    carryShards: (version: Parameters<typeof carryShards>[1]): Promise<void> =>
+      alive(() => carryShards(making, version)),
+    publishRetry: (version: Parameters<typeof publishRetry>[1]): Promise<RetryResult> =>
+      alive(() => publishRetry(making, version)),
     writeReport: (request: ReportRequest): Promise<void> =>
       alive(() => writeReport({ ...planning, versions: deps.versions }, request)),
+  }
+}
+
+/** How a shard's loop hears of a cancellation, and what it says and heard of its progress. */
+function hooksOf(beat: Beat) {
+  return {
+    signal: Context.current().cancellationSignal,
+    progress: (cursor: unknown) => beat.set(cursor),
+    resumeFrom: activityInfo().heartbeatDetails,
   }
 }
 

@@ -8,17 +8,35 @@ export type StageTable = Record<StageName, Stage>
 /** Layout of records and keys: raise it when sealed data of before can be read no longer. */
 const version = 1
 
+/** Stages that a run uses in a newer version: the key that its spec gives, and the one in its place. */
+export type Versions = Partial<Record<StageName, { from: string; key: string }>>
+
 /**
  * The key of a stage: 64 hex digits over everything that can change its rows, the keys of the stages
  * it reads included. Two runs with equal keys share the data.
  */
 export function stageKey(table: StageTable, name: StageName, spec: Spec): string {
+  return versionKey(table, name, { spec, versions: {} })
+}
+
+/** The key of a stage where some stages are used in a newer version; all that reads those has another key too. */
+export function versionKey(
+  table: StageTable,
+  name: StageName,
+  { spec, versions }: { spec: Spec; versions: Versions },
+): string {
   const known = new Map<StageName, string>()
-  const keyOf = (one: StageName): string => {
-    const key = known.get(one) ?? hash(table[one], spec, table[one].reads.map(keyOf))
+
+  function keyOf(one: StageName): string {
+    const same = known.get(one)
+    if (same !== undefined) return same
+    const first = hash(table[one], spec, table[one].reads.map(keyOf))
+    const newer = versions[one]
+    const key = newer?.from === first ? newer.key : first
     known.set(one, key)
     return key
   }
+
   return keyOf(name)
 }
 

@@ -12,23 +12,23 @@ const outageItems = 16
 const nothing: Paid = { promptTokens: 0, completionTokens: 0, costUsd: 0 }
 
 /**
- * Makes all items that the journal lacks, `concurrency` at a time, sweeping once more over those whose tries
+ * Makes the items wanted, `concurrency` at a time, sweeping once more over those whose tries
  * were used up. Resolves when each is in the store as a row or a dead letter.
  * @throws as runShard does, once what was done is in the store
  */
 export async function makeItems<Item, Row>(
   options: LaneOptions<Item, Row>,
-  { journal, track }: { journal: Journal<Row, Reject>; track: Track },
+  { journal, track, wanted }: { journal: Journal<Row, Reject>; track: Track; wanted: number[] },
 ): Promise<void> {
-  const { items, first, signal } = options
+  const { signal } = options
   const loop: Loop<Item, Row> = {
     options,
     journal,
     track,
-    queue: items
-      .map((_, offset) => first + offset)
-      .filter((index) => !journal.rows.has(index) && !journal.rejects.has(index)),
+    queue: wanted,
     next: 0,
+    width: await widthOf(options),
+    widen: () => {},
     deferred: [],
     past: new Map(),
     isSweep: false,
@@ -61,14 +61,26 @@ export async function makeItems<Item, Row>(
 
 /** Runs the queue empty. A killed lane is not waited for: its item may not heed the signal. */
 async function runLanes<Item, Row>(loop: Loop<Item, Row>): Promise<void> {
-  const { concurrency = 64 } = loop.options
   const { signal } = loop.kill
-  const lanes = Array.from({ length: Math.min(concurrency, loop.queue.length) }, () => lane(loop))
+  const lanes = new Set<Promise<void>>()
+  loop.widen = () => {
+    const left = loop.queue.length - loop.next
+    const more = Math.min(loop.width - lanes.size, left)
+    for (let at = 0; at < more; at++) {
+      const one: Promise<void> = lane(loop).finally(() => lanes.delete(one))
+      lanes.add(one)
+    }
+  }
+  loop.widen()
   const killed = new Promise<void>((resolve) => {
     if (signal.aborted) resolve()
     signal.addEventListener('abort', () => resolve())
   })
-  await Promise.race([Promise.all(lanes), killed])
+  while (lanes.size > 0 && !signal.aborted) await Promise.race([Promise.all(lanes), killed])
+}
+
+async function widthOf<Item, Row>({ concurrency = 64 }: LaneOptions<Item, Row>): Promise<number> {
+  return typeof concurrency === 'number' ? concurrency : concurrency()
 }
 
 async function lane<Item, Row>(loop: Loop<Item, Row>): Promise<void> {
@@ -108,9 +120,12 @@ async function makeItem<Item, Row>(loop: Loop<Item, Row>, index: number): Promis
 
 /** What came of an item before, in this shard's earlier attempts too. */
 function pastOf<Item, Row>(loop: Loop<Item, Row>, index: number): Past {
-  const paid = loop.journal.paid.get(index)
-  const bill = { ...(paid ?? nothing), requests: paid ? 1 : 0 }
-  const past = loop.past.get(index) ?? { attempts: 0, bill }
+  const { journal, options } = loop
+  const { attempts = 0, bill: given = { ...nothing, requests: 0 } } =
+    options.pasts?.get(index) ?? {}
+  const paid = journal.paid.get(index)
+  const bill = paid ? { ...paid, requests: Math.max(1, given.requests) } : given
+  const past = loop.past.get(index) ?? { attempts, bill }
   loop.past.set(index, past)
   return past
 }
@@ -126,7 +141,7 @@ async function tryItem<Item, Row>(
     index,
     attempt: past.attempts,
     signal: kill.signal,
-    isPaid: past.bill.costUsd > 0,
+    isPaid: past.bill.costUsd > (options.pasts?.get(index)?.bill.costUsd ?? 0),
     pay(paid, requests = 1) {
       past.bill = { ...addPaid(past.bill, paid), requests: past.bill.requests + requests }
     },
@@ -206,6 +221,9 @@ async function tick<Item, Row>(loop: Loop<Item, Row>): Promise<void> {
     await clock.sleep(flushMs, signal)
     if (signal.aborted) return
     await flush(loop)
+    // Not to know whether a person has asked for more is no reason to stop.
+    loop.width = Math.max(loop.width, await widthOf(loop.options).catch(() => 0))
+    loop.widen()
   }
 }
 

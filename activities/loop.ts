@@ -31,14 +31,16 @@ export interface LaneOptions<Item, Row> {
   process(item: Item, attempt: Attempt): Promise<Row>
   /** The row with all that its item took, attempts that failed included. */
   bill?(row: Row, bill: Bill): Row
-  /** Items in flight. */
-  concurrency?: number
+  /** Items in flight; a function is asked again with each chunk that time brings, and may say more, not less. */
+  concurrency?: number | (() => Promise<number>)
   /** Items per chunk: a crash repeats at most this many, and those in flight. */
   flushEvery?: number
   /** A chunk is written, and progress reported, at least so often. */
   flushMs?: number
   signal?: AbortSignal
   clock: Clock
+  /** What items came to in an earlier version of the shard. */
+  pasts?: ReadonlyMap<number, Past>
 }
 
 /** Hears which items are safe, and when a good moment to report is. */
@@ -71,6 +73,8 @@ export interface Loop<Item, Row> {
   track: Track
   queue: number[] // indices to make
   next: number // place in the queue
+  width: number // lanes
+  widen: () => void // opens lanes up to the width
   deferred: number[] // items for the sweep
   past: Map<number, Past> // of items that have neither row nor dead letter
   isSweep: boolean

@@ -15,6 +15,7 @@ import { openSame, readLayout, type StageRef } from './planning.ts'
 import type { Dependencies, Run, Runs } from './runs.ts'
 import { runShard, type Cursor } from './shard.ts'
 import type { EngineContext, EngineStage } from './stage.ts'
+import type { Steering } from './steering.ts'
 
 export interface ShardRef extends StageRef {
   shard: number
@@ -24,11 +25,13 @@ export interface Making {
   runs: Runs
   deps: Dependencies
   purses: Purses
+  /** What a person changed about a run since its start. */
+  steering(run: string): Promise<Steering>
 }
 
 /** Makes one shard of an item stage; what an earlier attempt made is kept. @throws FspoError as runShard does */
 export async function makeShard(
-  { runs, deps, purses }: Making,
+  { runs, deps, purses, steering }: Making,
   ref: ShardRef,
   hooks: { signal: AbortSignal; progress: (cursor: Cursor) => void; resumeFrom: unknown },
 ): Promise<Summary> {
@@ -41,8 +44,16 @@ export async function makeShard(
   const first = ref.shard * shardItems
   const items = (await runs.items(run, ref.stage)).slice(first, first + shardItems)
   const context = run.context(ref.stage)
+  const ask = deps.chat(operations)
   const purse = await purses.of(run)
-  const meter = createMeters(deps.chat(operations), purse)
+  const meter = createMeters(ask, purse)
+
+  /** Items at once: enough for as many calls as a person asked for. */
+  async function concurrency(): Promise<number> {
+    const { models = {} } = await steering(ref.run)
+    ask.resize?.(models)
+    return Math.max(operations.concurrency, ...Object.values(models))
+  }
 
   const process = (item: unknown, attempt: Attempt) => {
     const { id, index, signal } = attempt
@@ -61,7 +72,7 @@ export async function makeShard(
     items,
     first,
     idOf: (index) => itemId(ref.key, index),
-    concurrency: operations.concurrency,
+    concurrency,
     flushEvery: operations.flushEvery,
     process,
     bill: billRow,

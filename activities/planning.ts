@@ -9,6 +9,7 @@ import { openBudget } from './budget.ts'
 import type { Run, Runs } from './runs.ts'
 import { stageNames, type StageName } from './stage.ts'
 import { partOf, type Part } from './stages.ts'
+import { readSteering } from './steering.ts'
 
 /** What a run consists of: its stages in order, each with the stages of this run that it waits for. */
 export interface RunPlan {
@@ -28,6 +29,8 @@ export interface StagePlan {
   shards: number
   items: number
   itemsSealed: number
+  /** What the shards that are sealed already came to. */
+  kept?: Pick<Summary, 'rejects' | 'costUsd' | 'promptTokens' | 'completionTokens'>
   shardItems: number
   missing: number[]
   /** Shards in flight. */
@@ -74,7 +77,9 @@ export async function planStage(
   const run = await runs.open(ref.run)
   const stage = run.stage(ref.stage)
   const prefix = run.prefix(ref.stage)
-  const { window, shardItems: wanted } = run.config.operations
+  const { operations } = run.config
+  const { shardItems: wanted } = operations
+  const { window = operations.window } = await readSteering(store, ref.run)
   const common = { key: run.key(ref.stage), kind: stage.kind, queue: stage.queue, window }
   if (await store.has(`${prefix}/_SUCCESS.json`)) {
     const sealed = await summarise(store, prefix)
@@ -89,11 +94,19 @@ export async function planStage(
   const total = Math.ceil(items / shardItems)
   const { from, to } = ref.range ?? { from: 0, to: total }
   const found = (await findShards(store, prefix, total)).slice(from, to)
+  const sum = (field: 'items' | keyof Required<StagePlan>['kept']) =>
+    found.reduce((all, manifest) => all + (manifest?.[field] ?? 0), 0)
   return {
     ...common,
     shards: to - from,
     items: Math.min(to * shardItems, items) - from * shardItems,
-    itemsSealed: found.reduce((sum, manifest) => sum + (manifest?.items ?? 0), 0),
+    itemsSealed: sum('items'),
+    kept: {
+      rejects: sum('rejects'),
+      costUsd: sum('costUsd'),
+      promptTokens: sum('promptTokens'),
+      completionTokens: sum('completionTokens'),
+    },
     shardItems,
     missing: found.flatMap((manifest, at) => (manifest ? [] : [from + at])),
   }

@@ -98,13 +98,15 @@ async function serve(pouch: Pouch): Promise<void> {
   pouch.isServing = true
   try {
     for (let first = waiting[0]; first; first = waiting[0]) {
-      if (pouch.free < first.usd) await fill(pouch, first.usd)
       if (pouch.free >= first.usd - grain) {
         waiting.shift()
         first.grant()
+        // What is there may change meanwhile: it is looked at again.
+      } else if (!(await fill(pouch, first.usd)) && pouch.free < first.usd - grain) {
         // Those at work may need less than was set aside for them.
-      } else if (pouch.holds > 0) return
-      else refuseAll(pouch, await reached(pouch))
+        if (pouch.holds > 0) return
+        refuseAll(pouch, await reached(pouch))
+      }
     }
   } catch (error) {
     refuseAll(pouch, error)
@@ -113,15 +115,16 @@ async function serve(pouch: Pouch): Promise<void> {
   }
 }
 
-/** Claims another block, if there is one. */
-async function fill(pouch: Pouch, usd: number): Promise<void> {
+/** Claims another block; false when there is none. */
+async function fill(pouch: Pouch, usd: number): Promise<boolean> {
   const { ledger, cap, free } = pouch
-  const limit = await cap()
-  if (limit === undefined) return void (pouch.free = Math.max(pouch.free, usd))
+  const limit = (await cap()) ?? Infinity
   const least = usd - free
   const room = limit - ((await ledger.total()) ?? 0)
-  const claimed = await ledger.claim({ least, most: Math.max(least, room * blockShare) }, limit)
-  pouch.free += claimed // which may have changed meanwhile
+  const most = limit === Infinity ? least : Math.max(least, room * blockShare)
+  const claimed = await ledger.claim({ least, most }, limit)
+  pouch.free += claimed
+  return claimed > 0
 }
 
 function refuseAll({ waiting }: Pouch, error: unknown) {

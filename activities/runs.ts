@@ -7,9 +7,10 @@ import { readRows } from '../infra/seals.ts'
 import { readFiles, shardPrefix } from '../infra/shards.ts'
 import type { Store } from '../infra/store.ts'
 import type { EngineEvent } from './contract.ts'
-import { stageKey, stagePrefix, type Stage, type StageTable } from './keys.ts'
+import { stagePrefix, versionKey, type Stage, type StageTable, type Versions } from './keys.ts'
 import { runConfigSchema, type Operations, type RunConfig } from './spec.ts'
 import type { StageContext, StageName } from './stage.ts'
+import { readVersions } from './versions.ts'
 
 /** What activities work with; the composition root makes it. */
 export interface Dependencies {
@@ -27,6 +28,8 @@ export interface Dependencies {
 /** A run as an activity sees it. */
 export interface Run {
   config: RunConfig
+  versions: Versions
+  table: StageTable
   stage(name: StageName): Stage
   key(name: StageName): string
   /** Where a stage's objects stand in the store. */
@@ -57,7 +60,7 @@ export async function readRunConfig(store: Store, run: string): Promise<RunConfi
   if (!(await store.has(key))) {
     throw new FspoError(
       'Config',
-      `no run '${run}' in ${store.url}: start it with fspo run --name ${run}`,
+      `no run '${run}' in ${store.url}: start it with fspo run --name ${run}, and the workers with its store`,
     )
   }
   const parsed = runConfigSchema.safeParse(
@@ -76,7 +79,9 @@ export function createRuns({ store }: Pick<Dependencies, 'store'>, stages: Stage
 
   async function open(run: string): Promise<Run> {
     const config = await readRunConfig(store, run)
-    const key = (name: StageName) => stageKey(stages, name, config.spec)
+    const { spec } = config
+    const versions = await readVersions(store, run)
+    const key = (name: StageName) => versionKey(stages, name, { spec, versions })
     const prefix = (name: StageName) => stagePrefix(name, key(name))
 
     function rows<Row>(name: StageName): Promise<Row[]> {
@@ -102,7 +107,8 @@ export function createRuns({ store }: Pick<Dependencies, 'store'>, stages: Stage
       return folder
     }
 
-    return { config, stage: (name) => stages[name], key, prefix, rows, context, checkpoint }
+    const stage = (name: StageName) => stages[name]
+    return { config, versions, table: stages, stage, key, prefix, rows, context, checkpoint }
   }
 
   /** A stage's items, made once per process. */

@@ -14,6 +14,8 @@ import { isHopeless } from './rejects.ts'
 export interface ShardOptions<Item, Row> extends Omit<LaneOptions<Item, Row>, 'clock'> {
   store: Store
   schema: z.ZodType<Row>
+  /** What an earlier version of the shard has and this one takes over, by index. */
+  given?: { rows: ReadonlyMap<number, Row>; rejects: ReadonlyMap<number, Reject> }
   /** Called with the cursor at the start and whenever a chunk is safe: a heartbeat's details, < 512 bytes. */
   progress?(cursor: Cursor): void
   /** The last cursor that was heartbeated, as it comes; used to notice attempts that get nowhere. */
@@ -28,6 +30,9 @@ export const cursorSchema = z.object({
   above: z.string(), // the next items in hexadecimal, 1 = safe, first item in the highest bit
   done: z.int(),
   rejects: z.int(),
+  costUsd: z.number().default(0),
+  promptTokens: z.int().default(0),
+  completionTokens: z.int().default(0),
   chunks: z.int(),
   start: z.int(), // `done` when this attempt began; -1 once it was told to stop or to wait
   stalled: z.int(), // attempts in a row that ended without progress
@@ -45,7 +50,7 @@ const mostStalled = 20
  * wait over 10 s; 'Auth', 'ModelNotFound', 'Endpoint', 'StoreFull' and their like as they come; the signal's reason
  */
 export async function runShard<Item, Row>(options: ShardOptions<Item, Row>): Promise<Summary> {
-  const { store, prefix, schema, items, first, clock = systemClock } = options
+  const { store, prefix, schema, items, first, given, clock = systemClock } = options
   const began = clock.now()
   const count = items.length
   const sealed = await findManifest(store, prefix)
@@ -58,14 +63,18 @@ export async function runShard<Item, Row>(options: ShardOptions<Item, Row>): Pro
   if (isHopeless(journal.rejects.size, count)) await journal.forgetRejects()
   const track = createTrack(journal, options)
   track.report()
-  await makeItems({ ...options, clock }, { journal, track }).catch((error: unknown) => {
+  const wanted = items
+    .map((_, offset) => first + offset)
+    .filter((index) => !isHeld(journal, index) && !isHeld(given, index))
+  await makeItems({ ...options, clock }, { journal, track, wanted }).catch((error: unknown) => {
     const isExpected =
       options.signal?.aborted || (error instanceof FspoError && error.type === 'RateLimited')
     if (isExpected) track.forgive()
     track.report()
     throw error
   })
-  const { rows, rejects } = journal
+  const rows = new Map([...(given?.rows ?? []), ...journal.rows])
+  const rejects = new Map([...(given?.rejects ?? []), ...journal.rejects])
   const seconds = (clock.now() - began) / 1000
   return sealShard({ store, prefix, schema, effort, first, count, rows, rejects, seconds })
 }
@@ -75,16 +84,29 @@ function createTrack<Item, Row>(
   options: ShardOptions<Item, Row>,
 ): Track & { forgive(): void } {
   const { items, first, prefix, progress, resumeFrom } = options
-  const isSafe = new Uint8Array(items.length)
+  const isSafe = Uint8Array.from(items, (_, at) => Number(isHeld(options.given, first + at)))
   for (const index of [...journal.rows.keys(), ...journal.rejects.keys()]) isSafe[index - first] = 1
-  let done = journal.rows.size + journal.rejects.size
+  let done = isSafe.reduce((count, safe) => count + safe, 0)
+  const spent = { costUsd: 0, promptTokens: 0, completionTokens: 0 }
+  for (const made of [...journal.rows.values(), ...journal.rejects.values()]) add(made)
   let low = 0
   let start = done
   const stalled = countStalls(prefix, resumeFrom, start)
 
   function keep(indices: readonly number[]) {
-    for (const index of indices) isSafe[index - first] = 1
+    for (const index of indices) {
+      isSafe[index - first] = 1
+      add(journal.rows.get(index) ?? journal.rejects.get(index))
+    }
     done += indices.length
+  }
+
+  // Dead letters know no tokens, and rows of some stages cost nothing.
+  function add(made: object | undefined | Row) {
+    const { costUsd = 0, promptTokens = 0, completionTokens = 0 } = Object(made)
+    spent.costUsd += costUsd
+    spent.promptTokens += promptTokens
+    spent.completionTokens += completionTokens
   }
 
   function report() {
@@ -95,6 +117,7 @@ function createTrack<Item, Row>(
       above: toHex(isSafe.subarray(low, low + 512)),
       done,
       rejects: journal.rejects.size,
+      ...spent,
       chunks: journal.chunks(),
       start,
       stalled,
@@ -102,6 +125,15 @@ function createTrack<Item, Row>(
   }
   const forgive = () => void (start = -1)
   return { keep, report, forgive }
+}
+
+interface Held {
+  rows: ReadonlyMap<number, unknown>
+  rejects: ReadonlyMap<number, unknown>
+}
+
+function isHeld(held: Held | undefined, index: number): boolean {
+  return held !== undefined && (held.rows.has(index) || held.rejects.has(index))
 }
 
 /** How many attempts in a row ended without progress. @throws FspoError 'ShardStalled' for too many */

@@ -109,7 +109,8 @@ export const operationsSchema = z.strictObject({
   shardItems: positive.default(500),
   flushEvery: positive.default(256), // items per chunk
   window: positive.max(100).default(16), // shards in flight per stage
-  engine: z.enum(['tfjs']).default('tfjs'),
+  engine: z.enum(['tfjs', 'torch']).default('tfjs'),
+  store: z.string().optional(), // a folder or s3://bucket/prefix?endpoint=…&region=…; default: .fspo/store
   budgetUsd: z.number().positive().optional(), // what the run may spend on models; at it the run pauses
 })
 export type Operations = z.infer<typeof operationsSchema>

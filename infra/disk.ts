@@ -86,11 +86,11 @@ export async function digestFile(path: string): Promise<{ bytes: number; sha256:
   return { bytes, sha256: hash.digest('hex') }
 }
 
-/** Removes files that nobody has written to for an hour: temp files of processes that died. */
-export async function sweep(folder: string): Promise<void> {
+/** Removes files that nobody has written to for so long, an hour for temp files of processes that died. */
+export async function sweep(folder: string, unusedForMs = abandonedAfterMs): Promise<void> {
   for (const path of await walk(folder)) {
     const file = await statOrNothing(path)
-    if (file && Date.now() - file.mtimeMs > abandonedAfterMs) await rm(path, { force: true })
+    if (file && Date.now() - file.mtimeMs > unusedForMs) await rm(path, { force: true })
   }
 }
 

@@ -1,6 +1,7 @@
 import { OpenAI } from 'openai'
 import { z } from 'zod'
 
+import { onAbort } from './abort.ts'
 import { readAllowances } from './allowance.ts'
 import type { Rates } from './buckets.ts'
 import { FspoError } from './errors.ts'
@@ -13,6 +14,7 @@ import {
   type Outcome,
   type Target,
 } from './refusals.ts'
+import { reuseRequests } from './requests.ts'
 import { createTransport, wrapFetch, type Transport } from './transport.ts'
 
 /** Where a model alias is served, at what price. */
@@ -56,6 +58,8 @@ export interface Endpoint {
   target: Target
   model: Model
   limiter: Limiter
+  /** Changes the most calls at once. */
+  resize(concurrency: number): void
   /** Asks for one chat completion. @throws FspoError unless the status is 2xx; the signal's reason */
   complete(
     body: CompletionBody,
@@ -85,16 +89,16 @@ export function openEndpoints({
     const target = describe(alias, model, { environment, simulatorUrl })
     const same = JSON.stringify([target.url, model.model, model.apiKeyEnv])
     const endpoint =
-      endpoints.get(same) ?? createEndpoint(target, model, fetchFor(target.url, model.concurrency))
+      endpoints.get(same) ?? createEndpoint(target, model, wayTo(target.url, model.concurrency))
     endpoints.set(same, endpoint)
     return endpoint
   }
 
-  function fetchFor(url: string, connections: number): typeof globalThis.fetch {
-    if (fetch) return wrapFetch(fetch)
+  function wayTo(url: string, connections: number): Pick<Transport, 'fetch' | 'grow'> {
+    if (fetch) return { fetch: wrapFetch(fetch), grow: () => {} }
     const transport = createTransport(new URL(url).origin, connections)
     transports.push(transport)
-    return transport.fetch
+    return transport
   }
 
   async function close(): Promise<void> {
@@ -146,7 +150,11 @@ function parseUrl(text: string, alias: string): URL {
   )
 }
 
-function createEndpoint(target: Target, model: Model, fetch: typeof globalThis.fetch): Endpoint {
+function createEndpoint(
+  target: Target,
+  model: Model,
+  { fetch, grow }: Pick<Transport, 'fetch' | 'grow'>,
+): Endpoint {
   const { url, key, timeoutMs } = target
   const client = new OpenAI({
     baseURL: url,
@@ -160,6 +168,7 @@ function createEndpoint(target: Target, model: Model, fetch: typeof globalThis.f
     fetch,
     ...(key === undefined ? { defaultHeaders: { authorization: null } } : {}),
   })
+  reuseRequests(client)
   let limitField: 'max_tokens' | 'max_completion_tokens' = 'max_tokens'
 
   const complete: Endpoint['complete'] = async (body, maxTokens, hooks) => {
@@ -187,7 +196,11 @@ function createEndpoint(target: Target, model: Model, fetch: typeof globalThis.f
   const list = (signal: AbortSignal) =>
     exchange((inner) => client.models.list({ signal: inner }).asResponse(), target, signal)
   const limiter = createLimiter({ ...model, name: url })
-  return { target, model, limiter, complete, list }
+  const resize = (calls: number) => {
+    grow(calls)
+    limiter.resize(calls)
+  }
+  return { target, model, limiter, resize, complete, list }
 }
 
 /** One request and its whole answer. The openai client never lets go of a signal, so it gets one per call. */
@@ -198,8 +211,7 @@ async function exchange(
 ): Promise<Outcome> {
   signal.throwIfAborted()
   const inner = new AbortController()
-  const abort = () => inner.abort()
-  signal.addEventListener('abort', abort)
+  const leave = onAbort(signal, () => inner.abort())
   try {
     const response = await ask(inner.signal)
     const text = await response.text()
@@ -209,7 +221,7 @@ async function exchange(
     if (error instanceof Error && error.name === 'AbortError') throw timeoutError(target)
     throw connectionError(error, target)
   } finally {
-    signal.removeEventListener('abort', abort)
+    leave()
   }
 }
 

@@ -1,4 +1,4 @@
-import { createHash } from 'node:crypto'
+import { hash } from 'node:crypto'
 
 /**
  * JSON with sorted keys and no undefined properties: equal values give equal text.
@@ -16,5 +16,5 @@ export function canonicalJson(value: unknown): string {
 
 /** The SHA-256 of bytes, or of a string's UTF-8 bytes, as 64 hex digits. */
 export function sha256(content: Uint8Array | string): string {
-  return createHash('sha256').update(content).digest('hex')
+  return hash('sha256', content)
 }

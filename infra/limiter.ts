@@ -18,6 +18,8 @@ export interface Limiter {
     signal: AbortSignal,
     options?: RunOptions,
   ): Promise<Result>
+  /** Changes the most calls at once. */
+  resize(concurrency: number): void
   /** Whether a call that takes so many tokens could start now. */
   hasRoom(tokens?: number): boolean
   state(): {
@@ -106,7 +108,15 @@ export function createLimiter(options: LimiterOptions): Limiter {
   })
   const hasRoom = (tokens = 0) =>
     gate.waiting.size === 0 && isFree(gate) && waitMs(gate, tokens) === 0
-  return { run, hasRoom, state }
+  return { run, hasRoom, state, resize: (calls) => resize(gate, calls) }
+}
+
+function resize(gate: Queue, concurrency: number): void {
+  if (concurrency === gate.concurrency) return
+  const isWideOpen = gate.window >= gate.concurrency // it was never refused, or has forgotten it
+  gate.concurrency = concurrency
+  gate.window = isWideOpen ? concurrency : Math.min(gate.window, concurrency)
+  admit(gate)
 }
 
 function createGate({

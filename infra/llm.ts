@@ -46,6 +46,8 @@ export interface ChatReply {
 export type Chat = ((request: ChatRequest) => Promise<ChatReply>) & {
   /** The most that a request is likely to cost, at the dearest endpoint. */
   priceUsd?(request: ChatRequest): number
+  /** Changes the most calls at once to the models of these aliases; others go back to their own number. */
+  resize?(concurrency: Readonly<Record<string, number>>): void
 }
 
 const impatienceMs = 1000 // with an endpoint that pauses or is down, while there are others
@@ -83,7 +85,7 @@ export function createChat(options: ChatOptions): Chat & { close(): Promise<void
       ...ways.map(({ endpoint }) => costOf(endpoint, promptTokens, tokens - promptTokens)),
     )
   }
-  return Object.assign(chat, { priceUsd, close: routes.close })
+  return Object.assign(chat, { priceUsd, resize: routes.resize, close: routes.close })
 }
 
 /** Asks one endpoint after the other until one answers. */

@@ -57,8 +57,8 @@ export function hashManifest(manifest: Manifest): string {
 }
 
 /** A shard's manifest, undefined when it is not sealed. @throws FspoError 'CorruptManifest' */
-export async function findManifest(store: Store, prefix: string): Promise<Manifest | undefined> {
-  return (await store.has(`${prefix}/manifest.json`)) ? readManifest(store, prefix) : undefined
+export function findManifest(store: Store, prefix: string): Promise<Manifest | undefined> {
+  return unlessMissing(readManifest(store, prefix))
 }
 
 /** A sealed stage's `_SUCCESS.json`. @throws FspoError 'NotFound' or 'CorruptManifest' */
@@ -103,10 +103,18 @@ export async function getIntact(
   prefix: string,
   file: SealedFile,
 ): Promise<Uint8Array | undefined> {
-  const key = `${prefix}/${file.name}`
-  if (!(await store.has(key))) return undefined
-  const bytes = await store.get(key)
-  return bytes.byteLength === file.bytes && sha256(bytes) === file.sha256 ? bytes : undefined
+  const bytes = await unlessMissing(store.get(`${prefix}/${file.name}`))
+  return bytes?.byteLength === file.bytes && sha256(bytes) === file.sha256 ? bytes : undefined
+}
+
+/** What was read, undefined when there is no such object; asking first would be a second request. */
+async function unlessMissing<Value>(reading: Promise<Value>): Promise<Value | undefined> {
+  try {
+    return await reading
+  } catch (error) {
+    if (error instanceof FspoError && error.type === 'NotFound') return undefined
+    throw error
+  }
 }
 
 /** An error for sealed data that is damaged, with the way to make it anew. */

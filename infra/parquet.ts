@@ -1,36 +1,86 @@
-import { parquetReadObjects } from 'hyparquet'
+import { parquetReadObjects, type SchemaElement } from 'hyparquet'
 import { compressors } from 'hyparquet-compressors'
-import { parquetWriteBuffer, type ColumnSource } from 'hyparquet-writer'
+import {
+  fileWriter,
+  ParquetWriter,
+  parquetWriteBuffer,
+  type BasicType,
+  type ColumnSource,
+} from 'hyparquet-writer'
 import { z } from 'zod'
 
 import { FspoError } from './errors.ts'
 
 const scalarSchema = z.object({ type: z.enum(['string', 'integer', 'number', 'boolean']) })
-const tableSchema = z.object({ properties: z.record(z.string(), scalarSchema) })
+const fieldsSchema = z.record(z.string(), scalarSchema)
+/** A list of flat objects, such as the messages of a conversation. */
+const listSchema = z.object({
+  type: z.literal('array'),
+  items: z.object({ type: z.literal('object'), properties: fieldsSchema }),
+})
+const tableSchema = z.object({
+  properties: z.record(z.string(), z.union([scalarSchema, listSchema])),
+})
 const parquetTypes = {
   string: 'STRING',
   integer: 'INT64',
   number: 'DOUBLE',
   boolean: 'BOOLEAN',
-} as const
+} as const satisfies Record<Scalar, BasicType>
 
-type Scalar = keyof typeof parquetTypes
-const columnsBySchema = new WeakMap<z.ZodType, [string, Scalar][]>()
+export type Scalar = z.infer<typeof scalarSchema>['type']
+/** A column's type: a scalar, or the fields of the objects it holds lists of. */
+export type ColumnType = Scalar | Readonly<Record<string, Scalar>>
+
+const columnsBySchema = new WeakMap<z.ZodType, [string, ColumnType][]>()
 
 /**
- * A Parquet file (snappy) of rows, one required column per field of the schema, in the schema's order.
- * The same rows give the same bytes. The rows are trusted to fit the schema.
- * @throws FspoError 'UnsupportedColumn' for a field that is no string, number, integer or boolean
+ * Rows per row group. Measured on 500,000 preferences: the smallest file (a third of that of 1,000 or 100,000
+ * rows a group, since the texts of a group share a dictionary) and within a fifth of the quickest scan; a
+ * reader that wants one group reads a few MB.
+ */
+export const groupRows = 10_000
+
+/** A Parquet file on this machine that grows by row groups, so that no more than one is in memory. */
+export interface ParquetFile {
+  /** Writes rows as one row group; they are trusted to fit the schema. */
+  write(rows: readonly unknown[]): void
+  /** Bytes so far. */
+  bytes(): number
+  /** Ends the file; returns its bytes. */
+  finish(): number
+}
+
+/**
+ * A Parquet file (snappy: it can be written without native code by any Node) of rows, one required column per
+ * field of the schema, in the schema's order. The same rows give the same bytes. The rows are trusted to fit.
+ * @throws FspoError 'UnsupportedColumn' for a field that is no string, number, integer, boolean or list of
+ * objects of such
  */
 export function encodeParquet(schema: z.ZodType, rows: readonly unknown[]): Uint8Array {
-  const table = rows as readonly Record<string, unknown>[] // they fit the schema, says the caller
-  const columnData = columnTypes(schema).map(([name, type]): ColumnSource => ({
-    name,
-    type: parquetTypes[type],
-    nullable: false,
-    data: type === 'integer' ? bigints(table, name) : table.map((row) => row[name]),
-  }))
-  return new Uint8Array(parquetWriteBuffer({ columnData }))
+  return new Uint8Array(
+    parquetWriteBuffer({
+      ...describe(schema),
+      columnData: fill(schema, rows),
+      rowGroupSize: groupRows,
+    }),
+  )
+}
+
+/** Opens a new Parquet file of a record schema. @throws FspoError 'UnsupportedColumn' */
+export function openParquet(path: string, schema: z.ZodType): ParquetFile {
+  const bytes = fileWriter(path)
+  const file = new ParquetWriter({ writer: bytes, ...describe(schema) })
+  return {
+    write(rows) {
+      void file.write({ columnData: fill(schema, rows), rowGroupSize: rows.length }) // at once
+    },
+    bytes: () => bytes.offset,
+    finish() {
+      void file.finish()
+      return bytes.offset
+    },
+  }
 }
 
 /**
@@ -61,7 +111,8 @@ export function columnsOf(schema: z.ZodType): string[] {
   return columnTypes(schema).map(([name]) => name)
 }
 
-function columnTypes(schema: z.ZodType): [string, Scalar][] {
+/** Names and types of the columns of a record schema, in order. @throws FspoError 'UnsupportedColumn' */
+export function columnTypes(schema: z.ZodType): [string, ColumnType][] {
   const known = columnsBySchema.get(schema)
   if (known) return known
   const table = tableSchema.safeParse(z.toJSONSchema(schema))
@@ -73,10 +124,48 @@ function columnTypes(schema: z.ZodType): [string, Scalar][] {
     )
   }
   const columns = Object.entries(table.data.properties).map(
-    ([name, { type }]): [string, Scalar] => [name, type],
+    ([name, property]): [string, ColumnType] => [
+      name,
+      property.type === 'array' ? typesOf(property.items.properties) : property.type,
+    ],
   )
   columnsBySchema.set(schema, columns)
   return columns
+}
+
+function typesOf(fields: z.infer<typeof fieldsSchema>): Record<string, Scalar> {
+  return Object.fromEntries(Object.entries(fields).map(([name, { type }]) => [name, type]))
+}
+
+function fill(schema: z.ZodType, rows: readonly unknown[]): ColumnSource[] {
+  const table = rows as readonly Record<string, unknown>[] // they fit the schema, says the caller
+  return columnTypes(schema).map(([name, type]) => ({
+    name,
+    data: type === 'integer' ? bigints(table, name) : table.map((row) => row[name]),
+  }))
+}
+
+/** The file's own schema: lists in the three levels that every reader knows. */
+function describe(schema: z.ZodType): { schema: SchemaElement[] } {
+  const columns = columnTypes(schema)
+  const elements = columns.flatMap(([name, type]): SchemaElement[] => {
+    if (typeof type === 'string') return [elementOf(name, type)]
+    const fields = Object.entries(type)
+    return [
+      { name, repetition_type: 'REQUIRED', converted_type: 'LIST', num_children: 1 },
+      { name: 'list', repetition_type: 'REPEATED', num_children: 1 },
+      { name: 'element', repetition_type: 'REQUIRED', num_children: fields.length },
+      ...fields.map(([field, scalar]) => elementOf(field, scalar)),
+    ]
+  })
+  return { schema: [{ name: 'root', num_children: columns.length }, ...elements] }
+}
+
+function elementOf(name: string, scalar: Scalar): SchemaElement {
+  const type = parquetTypes[scalar]
+  const repetition_type = 'REQUIRED'
+  if (type !== 'STRING') return { name, type, repetition_type }
+  return { name, type: 'BYTE_ARRAY', converted_type: 'UTF8', repetition_type }
 }
 
 function bigints(table: readonly Record<string, unknown>[], name: string): BigInt64Array {

@@ -1,4 +1,4 @@
-import { createHash } from 'node:crypto'
+import { hash } from 'node:crypto'
 
 import { canonicalJson } from './hash.ts'
 
@@ -60,7 +60,7 @@ export function createRandom(seed: string | number): Random {
 }
 
 function digest(parts: (string | number)[]): Buffer {
-  return createHash('sha256').update(canonicalJson(parts)).digest()
+  return hash('sha256', canonicalJson(parts), 'buffer')
 }
 
 /** xoshiro128** of Blackman and Vigna (public domain): 32 random bits per call. */

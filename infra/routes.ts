@@ -53,7 +53,22 @@ export function openRoutes({ models, ...options }: ChatOptions) {
     return route
   }
 
-  return { of, close: endpoints.close }
+  /** An alias's calls are shared out among its endpoints; of aliases that share one, the last has its way. */
+  function resize(concurrency: Readonly<Record<string, number>>): void {
+    const asked = new Map<Endpoint, number>()
+    for (const [alias, { ways }] of routes) {
+      const total = ways.reduce((sum, { endpoint }) => sum + endpoint.model.concurrency, 0)
+      for (const { endpoint } of ways) {
+        const own = endpoint.model.concurrency
+        const calls = concurrency[alias]
+        const share = calls && Math.max(1, Math.round((calls * own) / total))
+        asked.set(endpoint, share ?? asked.get(endpoint) ?? own)
+      }
+    }
+    for (const [endpoint, calls] of asked) endpoint.resize(calls)
+  }
+
+  return { of, resize, close: endpoints.close }
 }
 
 /** Each of a model's endpoints as a model of its own; what it does not say is the model's. */

@@ -17,10 +17,11 @@ import { FspoError } from './errors.ts'
 
 /**
  * Object storage as fspo needs it: whole objects by key ('responses/3fa9c1/shard-00042/manifest.json'),
- * durable when the promise resolves. Drivers: files (`createFileStore`), later S3; one contract test for both.
+ * durable when the promise resolves. Drivers: files (`createFileStore`) and S3 (`createS3Store`); one contract
+ * test for both.
  */
 export interface Store {
-  /** Where it is, for messages: 'file:///…'. */
+  /** Where it is, for messages: 'file:///…', 's3://bucket/prefix'. */
   readonly url: string
   /** Bytes of an object. @throws FspoError 'NotFound' */
   get(key: string): Promise<Uint8Array>
@@ -178,7 +179,18 @@ function createQuota(base: string, quotaBytes = Infinity): (size: number) => Pro
 }
 
 function locate(place: Place, key: string): string {
-  if (keyPattern.test(key)) return join(place.base, key)
+  assertKey(key)
+  return join(place.base, key)
+}
+
+/** Whether a text may be the key of an object. */
+export function isKey(key: string): boolean {
+  return keyPattern.test(key)
+}
+
+/** Refuses keys that could leave a store or hide in it. @throws FspoError 'BadKey' */
+export function assertKey(key: string): void {
+  if (isKey(key)) return
   throw new FspoError(
     'BadKey',
     `'${key}' is no key: use names joined by '/', none starting with '.'`,

@@ -1,11 +1,14 @@
-import { Pool } from 'undici'
+import { Pool, type Dispatcher } from 'undici'
 
 /** HTTP to one origin: a `fetch` for the openai client and the sockets behind it. */
 export interface Transport {
   fetch: typeof fetch
+  /** Allows more calls at once; calls that wait for a socket of before keep waiting for it. */
+  grow(connections: number): void
   close(): Promise<void>
 }
 
+const utf8 = new TextDecoder()
 const maxReplyBytes = 32 * 2 ** 20
 
 /**
@@ -14,35 +17,69 @@ const maxReplyBytes = 32 * 2 ** 20
  * response whose `text()` rejects. So the caller alone decides what is an error, with the raw body at hand.
  */
 export function createTransport(origin: string, connections: number): Transport {
-  // the openai client's timer covers connecting, headers and body
-  const pool = new Pool(origin, {
-    connections,
-    headersTimeout: 0,
-    bodyTimeout: 0,
-    maxResponseSize: maxReplyBytes,
-  })
+  let size = connections
+  let pool = openPool(origin, size)
 
-  async function send(url: string, init: RequestInit): Promise<Response> {
-    const { statusCode, headers, body } = await pool.request({
-      path: url.slice(origin.length),
-      method: init.method === 'POST' ? 'POST' : 'GET',
-      headers: wantedHeaders(new Headers(init.headers)),
-      body: typeof init.body === 'string' ? init.body : null,
-      signal: init.signal,
+  function grow(wanted: number) {
+    if (wanted <= size) return
+    void pool.close() // once its calls in flight are answered
+    size = wanted
+    pool = openPool(origin, size)
+  }
+
+  /** `dispatch` goes without the stream and the async resource that `request` makes for each reply. */
+  function send(url: string, { method, headers, body, signal }: RequestInit): Promise<Response> {
+    return new Promise((resolve, reject) => {
+      const chunks: Buffer[] = []
+      let running: Dispatcher.DispatchController | undefined
+      let status = 0
+      let answered: Record<string, string | string[] | undefined> = {}
+      const request = {
+        path: url.slice(origin.length),
+        method: method === 'POST' ? 'POST' : 'GET',
+        headers: plain(headers instanceof Headers ? headers : new Headers(headers)),
+        body: typeof body === 'string' ? body : null,
+      } as const
+      pool.dispatch(request, {
+        onRequestStart(controller) {
+          running = controller
+          if (signal?.aborted) controller.abort(signal.reason)
+        },
+        onResponseStart(_, code, given) {
+          status = code // of the last one: 1xx may come before
+          answered = given
+        },
+        onResponseData: (_, chunk) => void chunks.push(chunk),
+        onResponseEnd() {
+          const text = utf8.decode(chunks.length === 1 ? chunks[0] : Buffer.concat(chunks))
+          const header = (name: string) => first(answered[name])
+          resolve(leanResponse(status, header, async () => text))
+        },
+        onResponseError: (_, error) => reject(error),
+      })
+      signal?.addEventListener('abort', () => {
+        running?.abort(signal.reason)
+        reject(signal.reason) // it may still be waiting for a socket
+      })
     })
-    const text = await body.text()
-    return leanResponse(
-      statusCode,
-      (name) => first(headers[name]),
-      async () => text,
-    )
   }
 
   return {
     fetch: (url, init = {}) =>
       settle(() => send(url instanceof Request ? url.url : url.toString(), init)),
+    grow,
     close: () => pool.destroy(),
   }
+}
+
+function openPool(origin: string, connections: number): Pool {
+  return new Pool(origin, {
+    connections,
+    // the openai client's timer covers connecting, headers and body
+    headersTimeout: 0,
+    bodyTimeout: 0,
+    maxResponseSize: maxReplyBytes,
+  })
 }
 
 /** The same manners for a `fetch` given from outside. */
@@ -71,14 +108,13 @@ async function settle(send: () => Promise<Response>): Promise<Response> {
   }
 }
 
-/** What servers need; the client's dozen x-stainless headers only cost both sides time. */
-function wantedHeaders(headers: Headers): Record<string, string> {
-  const wanted: Record<string, string> = {}
-  for (const name of ['authorization', 'content-type', 'accept', 'user-agent']) {
-    const value = headers.get(name)
-    if (value !== null) wanted[name] = value
-  }
-  return wanted
+const plainHeaders = new WeakMap<Headers, Record<string, string>>()
+
+/** The same headers come with each call (infra/requests.ts), and reading them is slow. */
+function plain(headers: Headers): Record<string, string> {
+  const known = plainHeaders.get(headers) ?? Object.fromEntries(headers)
+  plainHeaders.set(headers, known)
+  return known
 }
 
 function first(value: string | string[] | undefined): string | null {

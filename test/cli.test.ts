@@ -9,6 +9,7 @@ import { test } from 'node:test'
 import { isAlive } from '../infra/processes.ts'
 import { packageRoot } from '../workers/paths.ts'
 import { choosePort } from '../workers/ports.ts'
+import type { RunView } from '../workers/watch.ts'
 import { connectClient, findTemporal, searchAttributes } from '../workers/temporal.ts'
 import {
   eventually,
@@ -145,9 +146,26 @@ test('one stack serves run, status, pause and resume, and ends in order', async 
   const unread = await fspoInto(folder, 'true', ['status'])
   assert.equal(unread.stderr, 'code 0\n', 'a reader that has gone is no failure')
   const { stdout } = await fspo(folder, ['status', 'small'])
-  assert.match(stdout, /paused: go on with/)
+  assert.match(stdout, /^paused: a person asked for it; go on with/m)
+  assert.match((await fspo(folder, ['list'])).stdout, /^small +paused /m)
+  const wider = await fspo(folder, [
+    'concurrency',
+    'small',
+    '8',
+    '--model',
+    'sim-judge',
+    '--shards',
+    '2',
+  ])
+  assert.match(wider.stdout, /sim-judge 8 calls, 2 shards per stage/)
+  const nobody = await fspo(folder, ['concurrency', 'small', '8', '--model', 'nobody'])
+  assert.match(refusal(nobody), /no model 'nobody' in this run: use /)
 
   assert.equal((await fspo(folder, ['resume', 'small'])).code, 0)
+  const watched = await fspo(folder, ['status', 'small', '--watch', '--json'])
+  assert.equal(watched.code, 0, watched.stderr)
+  const last: RunView = JSON.parse(watched.stdout.trimEnd().split('\n').at(-1) ?? '')
+  assert.deepEqual([last.state, last.source], ['done', 'temporal'])
   const again = await fspo(folder, ['generate', '--config', 'fspo.json', '--json'])
   assert.equal(again.code, 0, again.stderr)
   const report = JSON.parse(again.stdout)

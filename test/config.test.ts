@@ -93,3 +93,16 @@ test('a file that is missing or no JSON, an unknown preset and a bad name are on
   assert.match(await refusal({ preset: 'huge' }), /unknown preset "huge" .*: use one of tiny/)
   await assert.rejects(readSettings({ name: 'Über' }, parts), { message: /run name "Über"/ })
 })
+
+test('the engine comes from the file or the flag, and only known ones are taken', async () => {
+  const path = file({ operations: { engine: 'torch' } })
+  assert.equal((await readSettings({ config: path }, parts)).operations.engine, 'torch')
+  assert.equal(
+    (await readSettings({ config: path, engine: 'tfjs' }, parts)).operations.engine,
+    'tfjs',
+  )
+  await assert.rejects(readSettings({ engine: 'jax' }, parts), {
+    name: 'Config',
+    message: 'engine "jax" is not known: use tfjs or torch',
+  })
+})

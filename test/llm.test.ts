@@ -214,3 +214,21 @@ test('a fetch given from outside is used instead', async () => {
   assert.equal(reply.text, 'by hand')
   assert.deepEqual(seen, ['https://llm.example/v1/chat/completions'])
 })
+
+test('more calls at once can be allowed while it works, and fewer', async () => {
+  await withSimulator({ faults: { latencyMs: 40 } }, async ({ url, counts }) => {
+    await withChat({ model: modelOf(url, { concurrency: 2 }) }, async (chat) => {
+      const ask = (seeds: number[]) => Promise.all(seeds.map((seed) => chat(request({ seed }))))
+      const seeds = Array.from({ length: 12 }, (_, seed) => seed)
+      await ask(seeds)
+      assert.equal(counts().connections, 2)
+      chat.resize?.({ writer: 6 })
+      await ask(seeds)
+      assert.equal(counts().connections, 8, 'six more sockets')
+      chat.resize?.({})
+      const began = performance.now()
+      await ask(seeds)
+      assert(performance.now() - began >= 6 * 40, 'two at a time again')
+    })
+  })
+})

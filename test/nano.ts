@@ -90,17 +90,26 @@ export interface EngineProcess {
   stderr(): string
 }
 
+/** How an engine is run in a test. */
+export interface EngineOptions {
+  command?: string
+  env?: Record<string, string>
+  /** Another engine than tfjs. */
+  program?: { command: string[]; env: Record<string, string | undefined> }
+}
+
 /** Starts the engine on a spec, as infra/engine.ts does. */
 export function startEngine(
   folder: string,
   spec: unknown,
-  { command, env = {} }: { command?: string; env?: Record<string, string> } = {},
+  { command, env = {}, program }: EngineOptions = {},
 ): EngineProcess {
   const path = join(folder, 'spec.json')
   writeFileSync(path, JSON.stringify(spec))
   const name = command ?? (spec as { command: string }).command
-  const child = spawn(process.execPath, ['--import', 'tsx', main, name, path], {
-    env: { ...process.env, ...env },
+  const [file = '', ...given] = program?.command ?? [process.execPath, '--import', 'tsx', main]
+  const child = spawn(file, [...given, name, path], {
+    env: { ...(program?.env ?? process.env), ...env },
   })
   const events: EngineEvent[] = []
   const waiting: { fits: (event: EngineEvent) => boolean; resolve: () => void }[] = []
@@ -126,7 +135,7 @@ export function startEngine(
 export async function runEngine(
   folder: string,
   spec: unknown,
-  options: { command?: string; env?: Record<string, string> } = {},
+  options: EngineOptions = {},
 ): Promise<{ events: EngineEvent[]; code: number | null; stderr: string }> {
   const engine = startEngine(folder, spec, options)
   const code = await engine.exit

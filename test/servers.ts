@@ -29,12 +29,14 @@ const script = fileURLToPath(new URL('scripted.ts', import.meta.url))
 /** A real Temporal server of this test's own. */
 export interface Server {
   target: TemporalTarget
+  /** Link to its web interface; nobody answers there unless it was asked for. */
+  ui: string
   client: Client
   stop(): Promise<void>
 }
 
-/** Starts Temporal on any free port with its state in a fresh folder. */
-export async function startTemporal(): Promise<Server> {
+/** Starts Temporal on any free port with its state in a fresh folder, by default without its web interface. */
+export async function startTemporal({ hasUi = false } = {}): Promise<Server> {
   const folder = mkdtempSync(join(tmpdir(), 'fspo-temporal-'))
   const port = await choosePort({ asked: 0, usual: 0, flag: '' })
   const uiPort = await choosePort({ asked: 0, usual: 0, flag: '' })
@@ -44,7 +46,7 @@ export async function startTemporal(): Promise<Server> {
     uiPort,
     file: join(folder, 'temporal.db'),
   })
-  const child = spawn(command, [...args, '--headless'], { stdio: 'ignore' })
+  const child = spawn(command, hasUi ? args : [...args, '--headless'], { stdio: 'ignore' })
   const kill = () => child.kill('SIGKILL')
   process.on('exit', kill)
   const target = { connectionOptions: { address: `127.0.0.1:${port}` }, namespace: 'default' }
@@ -55,7 +57,7 @@ export async function startTemporal(): Promise<Server> {
     if (child.exitCode === null) await once(child, 'exit')
     process.off('exit', kill)
   }
-  return { target, client, stop }
+  return { target, ui: `http://127.0.0.1:${uiPort}`, client, stop }
 }
 
 /** Workers for all queues in this process, making toy stages with the scripted engine. */

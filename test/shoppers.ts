@@ -90,6 +90,7 @@ async function shopper(
   }
   const deps = { store, folder, versions: {}, chat: () => chat, engine: unused }
   const purses = createPurses(store, async ({ config }) => config.operations.budgetUsd)
+  const steering = async () => ({ v: 1 as const })
   const { signal } = new AbortController()
   const hooks = { signal, progress: () => {}, resumeFrom: undefined }
   try {
@@ -97,7 +98,9 @@ async function shopper(
     if (sealed) return undefined
     const mine = missing.filter((shard) => shard % count === at)
     const ends = await Promise.allSettled(
-      mine.map((shard) => makeShard({ runs, deps, purses }, { run, stage, key, shard }, hooks)),
+      mine.map((shard) =>
+        makeShard({ runs, deps, purses, steering }, { run, stage, key, shard }, hooks),
+      ),
     )
     const failed = ends.find((one) => one.status === 'rejected')
     if (failed) return failed.reason

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import { describe, it } from 'node:test'
 
 import type { Store } from '../infra/store.ts'
@@ -9,10 +9,14 @@ import type { Store } from '../infra/store.ts'
 const bytes = (text: string) => new Uint8Array(Buffer.from(text))
 const textOf = (content: Uint8Array) => Buffer.from(content).toString()
 
-/** What every store driver keeps to. `create` opens an empty store; `dispose` is called at the end. */
+/**
+ * What every store driver keeps to. `create` opens an empty store; `dispose` is called at the end. `rounds`:
+ * races to be first; SeaweedFS lets some losers wait for seconds.
+ */
 export function storeContract(
   name: string,
   create: () => Promise<{ store: Store; dispose(): Promise<void> }>,
+  { rounds = 5 }: { rounds?: number } = {},
 ): void {
   async function withStore(act: (store: Store) => Promise<void>) {
     const { store, dispose } = await create()
@@ -49,7 +53,7 @@ export function storeContract(
 
     it('has exactly one winner when twenty race with putOnce', () =>
       withStore(async (store) => {
-        for (let round = 0; round < 5; round++) {
+        for (let round = 0; round < rounds; round++) {
           const key = `race/${round}/manifest.json`
           const racers = Array.from({ length: 20 }, (_, racer) => `racer ${racer}`)
           const won = await Promise.all(racers.map((racer) => store.putOnce(key, bytes(racer))))
@@ -123,6 +127,26 @@ export function storeContract(
         ]) {
           await assert.rejects(async () => store.put(key, bytes('x')), { type: 'BadKey' })
         }
+      }))
+
+    it('gives out local paths that show what is there now', () =>
+      withStore(async (store) => {
+        await store.put('part-1', bytes('one'))
+        const path = await store.localPath('part-1')
+        assert.equal(await store.localPath('part-1'), path)
+        await store.put('part-1', bytes('two'))
+        assert.equal(await readFile(await store.localPath('part-1'), 'utf8'), 'two')
+        await store.remove('part-1')
+        await assert.rejects(store.localPath('part-1'), { type: 'NotFound' })
+      }))
+
+    it('gives out files of one folder in one folder', () =>
+      withStore(async (store) => {
+        await store.put('files-1/config.json', bytes('{}'))
+        await store.put('files-1/sub/weights', bytes('w'))
+        const config = await store.localPath('files-1/config.json')
+        const weights = await store.localPath('files-1/sub/weights')
+        assert.equal(join(dirname(config), 'sub', 'weights'), weights)
       }))
 
     it('copies local files in and gives local paths out', () =>

@@ -1,15 +1,21 @@
-#!/usr/bin/env node
+#!/usr/bin/env -S node --max-semi-space-size=64
 import { Command, CommanderError, InvalidArgumentError } from 'commander'
 
 import { FspoError } from '../infra/errors.ts'
 import { exitCodes, type ExitCode } from './exits.ts'
+import type { LetterFlags } from './rejects.ts'
+import type { RetryFlags } from './retry.ts'
 import type { RunFlags } from './settings.ts'
+import type { ConcurrencyFlags } from './steer.ts'
 
 /** Flags of the commands that start a run. */
 export interface StartFlags extends RunFlags {
+  store?: string
   json?: boolean
   dryRun?: boolean
 }
+
+const storeHelp = 'where data is kept: a folder or s3://bucket/prefix (default: .fspo/store)'
 
 /**
  * The `fspo` command. Each subcommand stands in its own file and returns the exit code; they are loaded when
@@ -29,6 +35,8 @@ function createProgram(finish: (code: ExitCode) => void): Command {
       .option('--config <file>', 'a JSON file on top of the preset')
       .option('--name <run>', 'name of the run (default: the preset)')
       .option('--seed <n>', 'seed of everything random', readCount)
+      .option('--engine <name>', 'what trains: tfjs (default) or torch')
+      .option('--store <url>', storeHelp)
       .option('--json', 'print the report as JSON')
       .option('--dry-run', 'print what would be done and start nothing')
 
@@ -55,6 +63,7 @@ function createProgram(finish: (code: ExitCode) => void): Command {
     .option('--ui-port <n>', "port of Temporal's UI", readCount)
     .option('--simulator-port <n>', 'port of the LLM simulator', readCount)
     .option('--config <file>', 'serve the simulated models of this configuration too')
+    .option('--store <url>', storeHelp)
     .action(async (flags) => {
       const { up } = await import('./up.ts')
       finish(await up(flags))
@@ -63,9 +72,10 @@ function createProgram(finish: (code: ExitCode) => void): Command {
     .command('worker')
     .description('serve task queues until stopped')
     .option('--queues <names>', 'comma-separated: fspo, fspo-io, fspo-llm, fspo-gpu')
-    .action(async ({ queues }: { queues?: string }) => {
+    .option('--store <url>', storeHelp)
+    .action(async (flags: { queues?: string; store?: string }) => {
       const { main } = await import('./worker.ts')
-      await main(queues === undefined ? [] : ['--queues', queues])
+      await main(Object.entries(flags).flatMap(([name, value]) => [`--${name}`, value]))
       finish('done')
     })
   addOperations(program, finish)
@@ -77,38 +87,104 @@ function addOperations(program: Command, finish: (code: ExitCode) => void) {
   program
     .command('status [run]')
     .description('the runs, or the stages of one')
+    .option('--watch', 'follow it to its end')
     .option('--json', 'print as JSON')
-    .action(async (run: string | undefined, flags: { json?: boolean }) => {
+    .action(async (run: string | undefined, flags: { json?: boolean; watch?: boolean }) => {
       const { status } = await import('./status.ts')
       finish(await status(run, flags))
     })
   program
+    .command('list')
+    .description('the runs, the newest first')
+    .option('--json', 'print as JSON')
+    .action(async (flags: { json?: boolean }) => {
+      const { list } = await import('./status.ts')
+      finish(await list(flags))
+    })
+  program
     .command('report <run>')
     .description('print the report of a finished run')
+    .option('--store <url>', storeHelp)
     .option('--json', 'print as JSON')
-    .action(async (run: string, flags: { json?: boolean }) => {
+    .action(async (run: string, flags: { json?: boolean; store?: string }) => {
       const { printReport } = await import('./reports.ts')
       finish(await printReport(run, flags))
     })
-  const verbs = {
-    pause: 'let work in flight finish and start no more',
-    resume: 'go on with a paused run',
-    cancel: 'stop a run; what is sealed is kept',
-  } as const
-  for (const verb of ['pause', 'resume', 'cancel'] as const) {
-    program
-      .command(`${verb} <run>`)
-      .description(verbs[verb])
-      .action(async (run: string) => {
-        const { steer } = await import('./status.ts')
-        finish(await steer(run, verb))
-      })
-  }
+  program
+    .command('rejects <run>')
+    .description('the dead letters of a run, grouped')
+    .option('--stage <name>', 'of this stage only')
+    .option('--class <error>', 'of this error class only')
+    .option('--json', 'print each of them as JSON')
+    .action(async (run: string, flags: LetterFlags & { json?: boolean }) => {
+      const { rejects } = await import('./rejects.ts')
+      finish(await rejects(run, flags))
+    })
+  program
+    .command('retry <run>')
+    .description('make dead letters again, as a new version of their shards')
+    .option('--stage <name>', 'of this stage only')
+    .option('--class <error>', 'of this error class only')
+    .option('--model <alias>', 'ask this model instead')
+    .option('--dry-run', 'print what it would mean and change nothing')
+    .option('--json', 'print as JSON')
+    .action(async (run: string, flags: RetryFlags) => {
+      const { retry } = await import('./retry.ts')
+      finish(await retry(run, flags))
+    })
+  addSteering(program, finish)
+}
+
+/** Commands that change a run at work. */
+function addSteering(program: Command, finish: (code: ExitCode) => void) {
+  program
+    .command('pause <run>')
+    .description('let work in flight finish and start no more')
+    .option('--reason <text>', 'shown to all who look at the run')
+    .action(async (run: string, flags: { reason?: string }) => {
+      const { pause } = await import('./steer.ts')
+      finish(await pause(run, flags))
+    })
+  program
+    .command('resume <run>')
+    .description('go on with a paused run')
+    .option('--budget <usd>', 'what it may spend in all', readAmount)
+    .action(async (run: string, flags: { budget?: number }) => {
+      const { resume } = await import('./steer.ts')
+      finish(await resume(run, flags))
+    })
+  program
+    .command('cancel <run>')
+    .description('stop a run; what is sealed is kept')
+    .action(async (run: string) => {
+      const { cancel } = await import('./steer.ts')
+      finish(await cancel(run))
+    })
+  program
+    .command('concurrency <run> [calls]')
+    .description('calls in flight from now on, per model and worker')
+    .option('--model <alias...>', 'of these models only')
+    .option('--shards <n>', 'shards in flight, per stage', readPositive)
+    .action(async (run: string, text: string | undefined, flags: ConcurrencyFlags) => {
+      const { concurrency } = await import('./steer.ts')
+      const calls = text === undefined ? undefined : readPositive(text)
+      finish(await concurrency(run, calls, flags))
+    })
 }
 
 function readCount(text: string): number {
   if (/^\d+$/.test(text)) return Number(text)
   throw new InvalidArgumentError(`${text} is not a number of 0 or more`)
+}
+
+function readPositive(text: string): number {
+  if (/^[1-9]\d*$/.test(text)) return Number(text)
+  throw new InvalidArgumentError(`${text} is not a whole number above 0`)
+}
+
+function readAmount(text: string): number {
+  if (/^\d+(\.\d+)?$/.test(text) && Number(text) > 0) return Number(text)
+  throw new InvalidArgumentError(`${text} is not an amount of dollars above 0`)
 }
 
 /** The one place that turns errors into words and exit codes. */
@@ -123,9 +199,20 @@ function firstLine(text: string): string {
   return text.split('\n')[0] ?? text
 }
 
+const operational = new Set([
+  'RunFailed',
+  'RetryFailed',
+  'StackFailed',
+  'NoReport',
+  'NoWorker',
+  'StoreFull',
+  'StoreFailed',
+  'StoreUnreachable',
+])
+
 /** Errors of a run on its way; all others are of configuration or usage. */
 function isOperational({ type }: FspoError): boolean {
-  return ['RunFailed', 'StackFailed', 'NoReport', 'StoreFull'].includes(type)
+  return operational.has(type)
 }
 
 /** Whoever reads what we print may have enough of it: no failure, and a session ends by itself (reader.ts). */

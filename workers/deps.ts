@@ -11,8 +11,12 @@ import { FspoError } from '../infra/errors.ts'
 import { createEngine, type Engine } from '../infra/engine.ts'
 import { canonicalJson } from '../infra/hash.ts'
 import { createChat, type Chat } from '../infra/llm.ts'
+import { locateStore, locationUrl, type StoreLocation } from '../infra/location.ts'
+import { probeStore } from '../infra/probe.ts'
+import { createS3Store } from '../infra/s3.ts'
 import { createFileStore, type Store } from '../infra/store.ts'
-import { packageRoot, program } from './paths.ts'
+import { findEngine } from './engine.ts'
+import { packageRoot } from './paths.ts'
 import { readStack } from './stackfile.ts'
 import type { TemporalTarget } from './temporal.ts'
 
@@ -43,13 +47,57 @@ export function findTarget({ home, foreign }: Environment): TemporalTarget | und
   return stack && { connectionOptions: { address: stack.address }, namespace: stack.namespace }
 }
 
-/** The place where runs keep their data; FSPO_STORE_QUOTA caps it, in bytes. @throws FspoError 'Config' */
-export function openStore({ home, variables }: Environment): Store {
+/**
+ * The environment with the store that was asked for: on the command line, else in FSPO_STORE, else in the
+ * configuration. Children inherit it. @throws FspoError 'Config'
+ */
+export function withStore(
+  environment: Environment,
+  { flag, config }: { flag?: string | undefined; config?: string | undefined },
+): Environment {
+  const asked = flag ?? (environment.variables.FSPO_STORE || config)
+  if (asked === undefined) return environment
+  const FSPO_STORE = locationUrl(locateStore(asked))
+  return { ...environment, variables: { ...environment.variables, FSPO_STORE } }
+}
+
+/** Where runs keep their data: the store that was asked for, else the running stack's, else `<home>/store`. */
+export function storeLocation({
+  home,
+  variables,
+}: Pick<Environment, 'home' | 'variables'>): StoreLocation {
+  return locateStore(variables.FSPO_STORE || readStack(home)?.store || join(home, 'store'))
+}
+
+/**
+ * The place where runs keep their data; FSPO_STORE_QUOTA caps a folder, in bytes.
+ * @throws FspoError 'Config'
+ */
+export function openStore(environment: Environment, options: { patienceMs?: number } = {}): Store {
+  const { home, variables } = environment
+  const location = storeLocation(environment)
   const quota = variables.FSPO_STORE_QUOTA
-  if (!quota) return createFileStore(join(home, 'store'))
-  if (/^\d+$/.test(quota))
-    return createFileStore(join(home, 'store'), { quotaBytes: Number(quota) })
-  throw new FspoError('Config', `FSPO_STORE_QUOTA is ${quota}: write a number of bytes`)
+  if (quota && !/^\d+$/.test(quota))
+    throw new FspoError('Config', `FSPO_STORE_QUOTA is ${quota}: write a number of bytes`)
+  if (location.kind === 'file')
+    return createFileStore(location.path, quota ? { quotaBytes: Number(quota) } : {})
+  if (quota) {
+    const place = locationUrl(location)
+    throw new FspoError('Config', `FSPO_STORE_QUOTA caps folders, not ${place}: unset it`)
+  }
+  // The version that is pinned serves this Node; which later ones will is our business, not the user's.
+  process.env.AWS_SDK_JS_NODE_VERSION_SUPPORT_WARNING_DISABLED ??= 'true'
+  return createS3Store(location, { cacheFolder: join(home, 'cache', 'store'), ...options })
+}
+
+/**
+ * Tries a bucket before anything is started, with little patience: no bucket, no permission, a wrong region, an
+ * endpoint that does not answer. A folder needs no trial.
+ * @throws FspoError as probeStore does
+ */
+export async function checkStore(environment: Environment): Promise<void> {
+  if (storeLocation(environment).kind === 'file') return
+  await probeStore(openStore(environment, { patienceMs: 3_000 }))
 }
 
 /** Base URL of the stack's simulator; undefined when there is none. */
@@ -77,10 +125,9 @@ export function createDependencies(environment: Environment): Dependencies {
   }
 
   function engine({ engine: name }: Operations): Engine<EngineEvent> {
-    const command = program(`engines/${name}/main`)
     const known =
       engines.get(name) ??
-      createEngine({ command, events: engineEventSchema, env: environment.variables })
+      createEngine({ ...findEngine(name, environment.variables), events: engineEventSchema })
     engines.set(name, known)
     return known
   }

@@ -1,5 +1,6 @@
 import { createLogUpdate } from 'log-update'
 
+import { createMeter, meanPace, readable, type Pace } from './pace.ts'
 import type { RunView, StageView } from './watch.ts'
 
 /** Shows how a run goes on. */
@@ -20,11 +21,13 @@ export function createDisplay(stream: NodeJS.WriteStream): Display {
 
 function createBars(stream: NodeJS.WriteStream): Display {
   const update = createLogUpdate(stream)
-  const since = createStopwatch()
+  const meter = createMeter()
   return {
     show(view) {
-      const lines = view.stages.map((stage) => line(stage, since(stage)))
-      update([...lines, ...(view.paused ? ['paused'] : [])].join('\n'))
+      // A line that wraps would be torn by the next one.
+      const width = (stream.columns || 80) - 1
+      const lines = describeView(view, meter)
+      update(lines.map((text) => text.slice(0, width)).join('\n'))
     },
     say(text) {
       update.done()
@@ -36,20 +39,20 @@ function createBars(stream: NodeJS.WriteStream): Display {
 
 function createLines(stream: NodeJS.WriteStream): Display {
   const said = new Set<string>()
-  const since = createStopwatch()
+  const meter = createMeter()
   let spokeAt = Date.now()
   return {
     show({ stages }) {
-      const lines = stages.filter((stage) => {
-        const seconds = since(stage)
-        return isOver(stage) && !said.has(stage.stage) && seconds >= 0
-      })
-      for (const stage of lines) said.add(stage.stage)
+      const paces = new Map(stages.map((stage) => [stage, meter(stage)]))
+      const over = stages.filter((stage) => isOver(stage) && !said.has(stage.stage))
+      // A stage that is made again is news again.
+      for (const stage of stages) if (!isOver(stage)) said.delete(stage.stage)
+      for (const stage of over) said.add(stage.stage)
       const isQuiet = Date.now() - spokeAt >= quietMs
       const running = isQuiet ? stages.filter(({ state }) => state === 'running') : []
-      for (const stage of [...lines, ...running]) {
+      for (const stage of [...over, ...running]) {
         spokeAt = Date.now()
-        stream.write(`${line(stage, since(stage))}\n`)
+        stream.write(`${line(stage, paces.get(stage))}\n`)
       }
     },
     say: (text) => void stream.write(`${text}\n`),
@@ -57,40 +60,66 @@ function createLines(stream: NodeJS.WriteStream): Display {
   }
 }
 
-/** One stage: bar, items, rate, rejects, dollars, seconds. */
-export function line(stage: StageView, seconds: number): string {
+/** A run as lines: its stages, and below them what it came to. */
+export function describeView(view: RunView, meter = meanPace): string[] {
+  const { run, stages, pause } = view
+  const total = (field: 'promptTokens' | 'completionTokens' | 'costUsd' | 'rejects') =>
+    stages.reduce((sum, stage) => sum + stage[field], 0)
+  const [asked, said, rejects] = [
+    total('promptTokens'),
+    total('completionTokens'),
+    total('rejects'),
+  ]
+  const sums = [
+    ...(asked + said > 0 ? [`${shorten(asked)} tokens in, ${shorten(said)} out`] : []),
+    `$${total('costUsd').toFixed(2)}`,
+    `${rejects} rejects${rejects > 0 ? ` (fspo rejects ${run})` : ''}`,
+  ]
+  return [
+    ...stages.map((stage) => line(stage, meter(stage))),
+    `${view.state.padEnd(12)} ${sums.join(', ')}`,
+    ...(pause ? [`paused: ${pause.reason}; go on with \`fspo resume ${run}\``] : []),
+  ]
+}
+
+/** A number as a person says it: 940, 12.3k, 4.56M. */
+function shorten(count: number): string {
+  if (count >= 1e6) return `${(count / 1e6).toFixed(2)}M`
+  return count >= 1e4 ? `${(count / 1e3).toFixed(1)}k` : String(count)
+}
+
+/** One stage: bar, items, rate, rejects, dollars, and the time it still takes, or took. */
+export function line(stage: StageView, pace: Pace = meanPace(stage)): string {
   const { state, done, total, rejects, costUsd, error } = stage
   const name = stage.stage.padEnd(12)
-  if (state === 'waiting') return `${name} ${' '.repeat(barWidth)}  waiting`
-  if (state === 'skipped') return `${name} ${' '.repeat(barWidth)}  skipped`
+  if (state === 'waiting' || state === 'skipped') return `${name} ${' '.repeat(barWidth)}  ${state}`
   if (state === 'failed') return `${name} ${' '.repeat(barWidth)}  failed: ${error}`
-  const share = isOver(stage) ? 1 : total > 0 ? Math.min(done / total, 1) : 0
+  const isMade = state === 'sealed' || state === 'reused'
+  const share = isMade ? 1 : total > 0 ? Math.min(done / total, 1) : 0
   const filled = Math.round(share * barWidth)
-  const bar = '█'.repeat(filled) + '░'.repeat(barWidth - filled)
-  const isCounted = seconds > 0 && done > 1 && state !== 'reused'
-  const rate = isCounted ? `${(done / seconds).toFixed(done < seconds ? 1 : 0)}/s` : ''
-  const took = state === 'reused' ? 'reused' : `${seconds.toFixed(0)} s`
   return [
-    `${name} ${bar} `,
-    (total > 0 || isOver(stage) ? `${done}/${total}` : 'queued').padStart(13),
-    rate.padStart(8),
+    `${name} ${'█'.repeat(filled)}${'░'.repeat(barWidth - filled)} `,
+    (total > 0 || isMade ? `${done}/${total}` : 'queued').padStart(15),
+    rateOf(stage, pace).padStart(7),
     `${rejects} rejects`.padStart(11),
     `$${costUsd.toFixed(2)}`.padStart(8),
-    took.padStart(7),
+    timeOf(stage, pace).padStart(10),
   ].join(' ')
+}
+
+function rateOf({ state, done, seconds }: StageView, { itemsPerSecond }: Pace): string {
+  const isMeasured = state === 'sealed' && seconds > 0 && done > 1
+  const rate = isMeasured ? done / seconds : itemsPerSecond
+  return rate > 0 ? `${rate.toFixed(rate < 1 ? 1 : 0)}/s` : ''
+}
+
+function timeOf({ state, seconds, startedAt }: StageView, { secondsLeft }: Pace): string {
+  if (state === 'reused' || state === 'unfinished') return state
+  if (state === 'sealed') return seconds > 0 ? readable(seconds) : state
+  if (secondsLeft !== null) return `${readable(secondsLeft)} left`
+  return startedAt > 0 ? readable((Date.now() - startedAt) / 1000) : ''
 }
 
 function isOver({ state }: StageView): boolean {
   return state !== 'waiting' && state !== 'running'
-}
-
-/** Seconds since a stage was first seen running; its own account once it is over. */
-function createStopwatch(): (stage: StageView) => number {
-  const begun = new Map<string, number>()
-  return (stage) => {
-    if (stage.state === 'waiting') return 0
-    if (isOver(stage)) return stage.seconds
-    if (!begun.has(stage.stage)) begun.set(stage.stage, Date.now())
-    return (Date.now() - (begun.get(stage.stage) ?? 0)) / 1000
-  }
 }

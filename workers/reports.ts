@@ -2,7 +2,7 @@ import { mkdirSync, writeFileSync } from 'node:fs'
 import { join, relative } from 'node:path'
 
 import { FspoError } from '../infra/errors.ts'
-import { openStore, readEnvironment, type Environment } from './deps.ts'
+import { openStore, readEnvironment, withStore, type Environment } from './deps.ts'
 import type { ExitCode } from './exits.ts'
 
 /** A finished run's report; its files are copied to `<home>/runs/<run>/`. @throws FspoError 'NoReport' */
@@ -17,7 +17,8 @@ export async function fetchReport(
     if (!(await store.has(key))) {
       throw new FspoError(
         'NoReport',
-        `run '${run}' has no report yet: \`fspo run --name ${run}\` makes it`,
+        `run '${run}' has no report yet in ${store.url}: \`fspo run --name ${run}\` makes it; ` +
+          'name its store with --store if it is elsewhere',
       )
     }
     const text = new TextDecoder().decode(await store.get(key))
@@ -31,8 +32,11 @@ export async function fetchReport(
 }
 
 /** `fspo report <run>`. */
-export async function printReport(run: string, { json }: { json?: boolean }): Promise<ExitCode> {
-  const report = await fetchReport(readEnvironment(), run)
+export async function printReport(
+  run: string,
+  { json, store }: { json?: boolean; store?: string },
+): Promise<ExitCode> {
+  const report = await fetchReport(withStore(readEnvironment(), { flag: store }), run)
   console.log(json ? report.json.trimEnd() : `${report.table.trimEnd()}\n\nreport: ${report.path}`)
   return 'done'
 }

@@ -8,6 +8,7 @@ import {
 import { configKey, writeConfig } from '../activities/runs.ts'
 import type { RunConfig } from '../activities/spec.ts'
 import type { Part } from '../activities/stages.ts'
+import { steeringKey } from '../activities/steering.ts'
 import { FspoError } from '../infra/errors.ts'
 import { canonicalJson } from '../infra/hash.ts'
 import type { Store } from '../infra/store.ts'
@@ -49,6 +50,7 @@ export async function startRun(
     throw busy(run)
   }
   await writeConfig(store, config)
+  await store.remove(steeringKey(run)) // what was changed in an earlier run of this name
   try {
     await client.workflow.start<typeof pipeline>('pipeline', {
       taskQueue: 'fspo',

@@ -1,11 +1,12 @@
 import type { Client } from '@temporalio/client'
 
 import { FspoError } from '../infra/errors.ts'
-import type { Environment } from './deps.ts'
+import { locationUrl } from '../infra/location.ts'
+import { storeLocation, type Environment } from './deps.ts'
 import { exitCodes, type ExitCode } from './exits.ts'
 import { watchReader } from './reader.ts'
 import { startStack, type Stack, type StackOptions } from './stack.ts'
-import { readStack } from './stackfile.ts'
+import { readStack, type StackInfo } from './stackfile.ts'
 import {
   connectClient,
   ensureSearchAttributes,
@@ -98,6 +99,7 @@ async function openSession(
         `TEMPORAL_ADDRESS is ${named}, but the stack of ${home} uses ${running.address}: unset it or stop the stack`,
       )
     }
+    assertSameStore(environment, running)
     const { address, namespace, ui } = running
     const target = foreign ?? { connectionOptions: { address }, namespace }
     // It may have been started a moment ago.
@@ -115,6 +117,17 @@ async function openSession(
   if (await hasPollers(client, 'fspo')) return { client, ui: '', stack: undefined }
   const temporal = { address: named ?? '', namespace: foreign.namespace }
   return { client, ui: '', stack: await startStack({ ...options, home, env, temporal }) }
+}
+
+/** What is written to one store, workers on another never see. @throws FspoError 'Config' */
+function assertSameStore(environment: Environment, { store }: StackInfo) {
+  const asked = locationUrl(storeLocation(environment))
+  if (store === undefined || store === asked) return
+  throw new FspoError(
+    'Config',
+    `the stack of ${environment.home} keeps its data in ${store}, not in ${asked}: ` +
+      'leave the other store out or stop the stack',
+  )
 }
 
 async function connectTo(stack: Stack, target: TemporalTarget, signal: AbortSignal) {

@@ -6,6 +6,7 @@ import {
   programJudge,
   runConfigSchema,
   specSchema,
+  type Operations,
   type RunConfig,
   type Spec,
 } from '../activities/spec.ts'
@@ -21,6 +22,7 @@ export interface RunFlags {
   config?: string
   name?: string
   seed?: number
+  engine?: string
 }
 
 const fileSchema = z.strictObject({
@@ -63,7 +65,17 @@ export async function readSettings(flags: RunFlags, parts: readonly Part[]): Pro
       `model "${unknown}" is not in operations.models of ${path ?? preset} (${known}): add it there`,
     )
   }
-  return { v: 1, run: run.data, spec, operations: file.operations }
+  const operations = {
+    ...file.operations,
+    engine: readEngine(flags.engine ?? file.operations.engine),
+  }
+  return { v: 1, run: run.data, spec, operations }
+}
+
+function readEngine(name: string): Operations['engine'] {
+  const engine = operationsSchema.shape.engine.safeParse(name)
+  if (engine.success) return engine.data
+  throw new FspoError('Config', `engine ${JSON.stringify(name)} is not known: use tfjs or torch`)
 }
 
 /** The models that the parts of a run ask, by alias. */

@@ -3,8 +3,10 @@ import { mkdirSync } from 'node:fs'
 import { join } from 'node:path'
 
 import { FspoError } from '../infra/errors.ts'
+import { locationUrl } from '../infra/location.ts'
 import { bundleWorkflows } from './bundle.ts'
 import { keepChild, type Child } from './children.ts'
+import { storeLocation } from './deps.ts'
 import { packageRoot, program } from './paths.ts'
 import { choosePort } from './ports.ts'
 import { clearStale, markOf, removeStack, writeStack, type StackInfo } from './stackfile.ts'
@@ -42,6 +44,8 @@ const workerQueues = {
   llm: ['fspo-llm'],
   gpu: ['fspo-gpu'],
 }
+// Calls in flight outlive many collections of a small nursery, and each one copies them: a third of all CPU time.
+const roomForCalls = '--max-semi-space-size=64' // MB
 const mostDeaths = 6 // in quick succession
 const graceMs = 45_000 // a training engine saves its checkpoint in this time
 
@@ -68,6 +72,7 @@ export async function startStack(options: StackOptions): Promise<Stack> {
     namespace: temporal?.namespace ?? 'default',
     ui: temporal ? '' : `http://127.0.0.1:${uiPort}`,
     simulator: simulatorPort ? `http://127.0.0.1:${simulatorPort}/v1` : '',
+    store: locationUrl(storeLocation({ home, variables: options.env })),
     processes: {},
   }
   writeStack(home, info)
@@ -96,7 +101,8 @@ export async function startStack(options: StackOptions): Promise<Stack> {
 }
 
 function workerCommand(name: keyof typeof workerQueues): string[] {
-  return [...program('worker'), '--with-parent', '--queues', workerQueues[name].join(',')]
+  const flags = name === 'llm' ? [roomForCalls] : []
+  return [...program('worker', flags), '--with-parent', '--queues', workerQueues[name].join(',')]
 }
 
 function createChildren({ home, env, onDeath, onHopeless }: StackOptions, info: StackInfo) {
@@ -109,6 +115,7 @@ function createChildren({ home, env, onDeath, onHopeless }: StackOptions, info: 
     TEMPORAL_ADDRESS: info.address,
     TEMPORAL_NAMESPACE: info.namespace,
     FSPO_SIMULATOR: info.simulator,
+    FSPO_STORE: info.store,
   }
 
   function record(name: string, pid: number | undefined) {

@@ -14,6 +14,7 @@ const stackSchema = z.strictObject({
   namespace: z.string(),
   ui: z.string(), // link to Temporal's UI, '' when it is not ours
   simulator: z.string(), // base URL, '' when there is none
+  store: z.string().optional(), // where its workers keep data, as `locationUrl` writes it
   processes: z.record(z.string(), markSchema),
 })
 

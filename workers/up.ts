@@ -1,6 +1,6 @@
 import { defaultOperations } from '../activities/presets.ts'
 import { FspoError } from '../infra/errors.ts'
-import { readEnvironment } from './deps.ts'
+import { checkStore, readEnvironment, withStore } from './deps.ts'
 import type { ExitCode } from './exits.ts'
 import { withSession } from './session.ts'
 import { namesOf, readSettings, splitModels } from './settings.ts'
@@ -12,14 +12,16 @@ export interface UpFlags {
   uiPort?: number
   simulatorPort?: number
   config?: string
+  store?: string
 }
 
 /** `fspo up`: the whole stack until Ctrl-C. @throws FspoError 'StackRunning' and what withSession throws */
-export async function up({ config, ...ports }: UpFlags): Promise<ExitCode> {
-  const environment = readEnvironment()
+export async function up({ config, store: flag, ...ports }: UpFlags): Promise<ExitCode> {
+  const operations = config ? (await readSettings({ config }, [])).operations : defaultOperations
+  const environment = withStore(readEnvironment(), { flag, config: operations.store })
   const running = readStack(environment.home)
   if (running) throw upAlready(`process ${running.owner.pid}, ${running.ui || running.address}`)
-  const operations = config ? (await readSettings({ config }, [])).operations : defaultOperations
+  await checkStore(environment)
   const { simulated } = splitModels({ operations }, Object.keys(operations.models))
   return withSession(
     environment,
@@ -33,9 +35,10 @@ export async function up({ config, ...ports }: UpFlags): Promise<ExitCode> {
   )
 }
 
-function printStack({ address, ui, simulator }: StackInfo) {
+function printStack({ address, ui, simulator, store }: StackInfo) {
   console.log(`Temporal   ${address}${ui && `   ${ui}`}`)
   if (simulator) console.log(`simulator  ${simulator}`)
+  console.log(`store      ${store}`)
   console.log('workers    fspo+fspo-io, fspo-llm, fspo-gpu\nCtrl-C stops all of it')
 }
 

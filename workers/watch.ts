@@ -1,12 +1,15 @@
 import { WorkflowFailedError, WorkflowNotFoundError, type Client } from '@temporalio/client'
 import { z } from 'zod'
 
+import type { StageName } from '../activities/stage.ts'
 import { FspoError } from '../infra/errors.ts'
 import type { RunProgress, StageProgress } from '../workflows/messages.ts'
 import type { RunHandle } from './runs.ts'
 
 /** A stage as seen from outside: what its workflow says, and what its shards in flight have done. */
-export interface StageView extends StageProgress {
+export interface StageView extends Omit<StageProgress, 'state'> {
+  /** 'unfinished': as its manifests tell, nobody being at work on it. */
+  state: StageProgress['state'] | 'unfinished'
   /** Items done, those of unsealed shards included; steps, for an engine. */
   done: number
   total: number
@@ -14,13 +17,17 @@ export interface StageView extends StageProgress {
 }
 
 export interface RunView extends Omit<RunProgress, 'stages'> {
+  /** 'ended': by what its manifests tell it is not done, and nobody knows why. */
+  state: 'running' | 'paused' | 'done' | 'failed' | 'cancelled' | 'ended'
+  source: 'temporal' | 'manifests'
   stages: StageView[]
 }
 
 export type Outcome =
   | { kind: 'done'; view: RunView }
   | { kind: 'failed'; message: string }
-  | { kind: 'paused' | 'cancelled' | 'interrupted' }
+  | { kind: 'paused'; reason: string }
+  | { kind: 'cancelled' | 'interrupted' }
 
 const pollMs = 500
 const patienceMs = 120_000
@@ -29,8 +36,12 @@ const patienceMs = 120_000
 const beatSchema = z.object({
   done: z.number(),
   rejects: z.number().default(0),
+  costUsd: z.number().default(0),
+  promptTokens: z.number().default(0),
+  completionTokens: z.number().default(0),
   total: z.number().default(0),
 })
+const spentFields = ['rejects', 'costUsd', 'promptTokens', 'completionTokens'] as const
 
 /**
  * Follows a run to its end, calling `show` twice a second. A server or worker that is away for less than two
@@ -55,7 +66,7 @@ export async function watchRun(
       seenAt = Date.now()
       show(view)
       const isIdle = view.stages.every(({ inFlight }) => inFlight === 0)
-      if (view.paused && isIdle) return { kind: 'paused' }
+      if (view.pause && isIdle) return { kind: 'paused', reason: view.pause.reason }
     } catch (cause) {
       if (Date.now() - seenAt > patienceMs) throw gone(cause)
     }
@@ -66,25 +77,37 @@ export async function watchRun(
 
 /** How far a run is now. */
 export async function readView(client: Client, handle: RunHandle): Promise<RunView> {
-  const progress = await handle.query<RunProgress>('progress')
+  const [progress, { status }] = await Promise.all([
+    handle.query<RunProgress>('progress'),
+    handle.describe(),
+  ])
   const stages = progress.stages.map(async (stage) =>
     stage.state === 'running' ? readStage(client, progress.run, stage) : settledView(stage),
   )
-  return { ...progress, stages: await Promise.all(stages) }
+  const state = progress.paused ? 'paused' : 'running'
+  return {
+    ...progress,
+    state: status.name === 'RUNNING' ? state : (ends[status.name] ?? 'failed'),
+    source: 'temporal',
+    stages: await Promise.all(stages),
+  }
 }
+
+const ends: Record<string, 'done' | 'cancelled'> = { COMPLETED: 'done', CANCELLED: 'cancelled' }
 
 /** A stage at work; one whose workflow is only being started is shown as its part sees it. */
 async function readStage(client: Client, run: string, stage: StageProgress): Promise<StageView> {
   try {
-    return await readAtWork(client, run, stage)
+    return await readAtWork(client, `fspo/${run}/${stage.stage}/p000`)
   } catch (error) {
     if (error instanceof WorkflowNotFoundError) return settledView(stage)
     throw error
   }
 }
 
-async function readAtWork(client: Client, run: string, stage: StageProgress): Promise<StageView> {
-  const handle = client.workflow.getHandle(`fspo/${run}/${stage.stage}/p000`)
+/** What a stage's workflow, its partitions and their shards in flight have done. */
+async function readAtWork(client: Client, workflowId: string): Promise<StageView> {
+  const handle = client.workflow.getHandle(workflowId)
   const [current, { raw }] = await Promise.all([
     handle.query<StageProgress>('progress'),
     handle.describe(),
@@ -95,12 +118,43 @@ async function readAtWork(client: Client, run: string, stage: StageProgress): Pr
   const beats = work.map(({ heartbeatDetails }) => decode(heartbeatDetails?.payloads?.[0]?.data))
   const engine = beats.find(({ total }) => total > 0)
   const isEngine = work.some(({ activityType }) => activityType?.name === 'runEngine')
-  return {
+  const partitions = await Promise.all(
+    (raw.pendingChildren ?? []).map(({ workflowId: id }) => readAtWork(client, id ?? '')),
+  )
+  const view = {
     ...current,
-    inFlight: work.length,
-    done: engine ? engine.done : current.itemsDone + sum(beats.map(({ done }) => done)),
+    shardsDone: current.shardsDone + sum(partitions, 'shardsDone'),
+    itemsKept: current.itemsKept + sum(partitions, 'itemsKept'),
+    inFlight: work.length + sum(partitions, 'inFlight'),
+    done: engine ? engine.done : current.itemsDone + sum(beats, 'done') + sum(partitions, 'done'),
     total: engine ? engine.total : isEngine ? 0 : current.items,
-    rejects: current.rejects + sum(beats.map(({ rejects }) => rejects)),
+  }
+  for (const field of spentFields) view[field] += sum(beats, field) + sum(partitions, field)
+  return view
+}
+
+/** The view of a stage that nobody has begun. */
+export function waitingView(stage: StageName): StageView {
+  const counts = {
+    shards: 0,
+    shardsDone: 0,
+    items: 0,
+    itemsDone: 0,
+    done: 0,
+    total: 0,
+    inFlight: 0,
+  }
+  const spent = { rejects: 0, costUsd: 0, promptTokens: 0, completionTokens: 0 }
+  const times = { itemsKept: 0, startedAt: 0, seconds: 0, events: 0 }
+  return {
+    stage,
+    state: 'waiting',
+    key: '',
+    ...counts,
+    ...spent,
+    ...times,
+    error: '',
+    summary: null,
   }
 }
 
@@ -111,7 +165,8 @@ function settledView(stage: StageProgress): StageView {
 async function outcomeOf(handle: RunHandle): Promise<Outcome> {
   try {
     const progress = await handle.result()
-    return { kind: 'done', view: { ...progress, stages: progress.stages.map(settledView) } }
+    const stages = progress.stages.map(settledView)
+    return { kind: 'done', view: { ...progress, state: 'done', source: 'temporal', stages } }
   } catch (error) {
     if (!(error instanceof WorkflowFailedError)) throw error
     const { cause } = error
@@ -121,7 +176,7 @@ async function outcomeOf(handle: RunHandle): Promise<Outcome> {
 }
 
 function decode(data: Uint8Array | null | undefined): z.infer<typeof beatSchema> {
-  const none = { done: 0, rejects: 0, total: 0 }
+  const none = beatSchema.parse({ done: 0 })
   if (!data) return none
   try {
     return beatSchema.catch(none).parse(JSON.parse(Buffer.from(data).toString('utf8')))
@@ -139,8 +194,8 @@ function gone(cause: unknown): FspoError {
   )
 }
 
-function sum(values: number[]): number {
-  return values.reduce((total, value) => total + value, 0)
+function sum<Field extends string>(all: Record<Field, number>[], field: Field): number {
+  return all.reduce((total, one) => total + one[field], 0)
 }
 
 function wait(ms: number, signal: AbortSignal): Promise<void> {

@@ -14,7 +14,7 @@ import { pino, type Logger } from 'pino'
 import { createActivities, type Activities } from '../activities/index.ts'
 import { FspoError } from '../infra/errors.ts'
 import { workflowsPath } from './bundle.ts'
-import { createDependencies, findTarget, readEnvironment } from './deps.ts'
+import { createDependencies, findTarget, readEnvironment, withStore } from './deps.ts'
 import { watchReader } from './reader.ts'
 import type { TemporalTarget } from './temporal.ts'
 
@@ -32,8 +32,11 @@ export interface WorkerSettings {
   signal: AbortSignal
 }
 
-/** Activities at a time. A shard has a concurrency of its own, so these are shards; the GPU has one job. */
-const slots: Record<QueueName, number> = { fspo: 1, 'fspo-io': 20, 'fspo-llm': 50, 'fspo-gpu': 1 }
+/**
+ * Activities at a time. A shard has a concurrency of its own, so few fill an endpoint, and what a worker does not
+ * hold another can take; the GPU has one job.
+ */
+const slots: Record<QueueName, number> = { fspo: 1, 'fspo-io': 20, 'fspo-llm': 8, 'fspo-gpu': 1 }
 const connectPatienceMs = 60_000
 
 /**
@@ -156,10 +159,11 @@ export async function main(args: string[]): Promise<void> {
     options: {
       queues: { type: 'string', default: queueNames.join(',') },
       bundle: { type: 'string' },
+      store: { type: 'string' },
       'with-parent': { type: 'boolean', default: false }, // ends when its stdin ends
     },
   })
-  const environment = readEnvironment()
+  const environment = withStore(readEnvironment(), { flag: values.store })
   const target = findTarget(environment)
   if (!target) {
     throw new FspoError(

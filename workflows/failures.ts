@@ -1,5 +1,7 @@
 import { ActivityFailure, ApplicationFailure, ChildWorkflowFailure } from '@temporalio/workflow'
 
+import type { Pause } from './messages.ts'
+
 /** The message of what really went wrong, without Temporal's wrappers: the line a person can act on. */
 export function causeOf(error: unknown): string {
   if (error instanceof ActivityFailure || error instanceof ChildWorkflowFailure) {
@@ -10,8 +12,15 @@ export function causeOf(error: unknown): string {
 
 /** The end of a stage or run that another attempt would not mend. */
 export function finalFailure(
-  type: 'StageFailed' | 'RunFailed',
+  type: 'StageFailed' | 'RunFailed' | 'RetryFailed',
   message: string,
 ): ApplicationFailure {
   return ApplicationFailure.nonRetryable(message, type)
+}
+
+/** The pause that an activity asks for by failing with type 'BudgetReached'; undefined for other failures. */
+export function pauseOf(error: unknown): Pause | undefined {
+  if (!(error instanceof ActivityFailure) || !(error.cause instanceof ApplicationFailure)) return
+  const { type, message } = error.cause
+  return type === 'BudgetReached' ? { by: 'budget', reason: message } : undefined
 }

@@ -1,4 +1,4 @@
-import type { Part, StageSummary } from '../activities/index.ts'
+import type { Part, StageSummary, Steering } from '../activities/index.ts'
 import type { StageName } from '../activities/stage.ts'
 import { defineQuery, defineSignal, defineUpdate } from '@temporalio/workflow'
 
@@ -46,16 +46,35 @@ export interface StageProgress {
   itemsDone: number
   rejects: number
   costUsd: number
+  promptTokens: number
+  completionTokens: number
+  /** Items that an earlier run had sealed, so that a rate counts none of them. */
+  itemsKept: number
+  /** In ms since 1970; 0 before it begins. */
+  startedAt: number
   seconds: number
   events: number
   error: string
   summary: StageSummary | null
 }
 
+/** Why a run stands still, in words for a person. */
+export interface Pause {
+  by: 'person' | 'budget'
+  reason: string
+}
+
+/** Calls in flight by model alias, in each worker; shards in flight, of each stage. */
+export type Concurrency = Pick<Steering, 'models' | 'window'>
+
 export interface RunProgress {
   run: string
   domain: string
   paused: boolean
+  /** Present while it is paused. */
+  pause: Pause | null
+  /** What was changed since its start. */
+  steering: Steering
   stages: StageProgress[]
 }
 
@@ -64,12 +83,29 @@ export const runProgressQuery = defineQuery<RunProgress>('progress')
 /** Query of a stage. */
 export const stageProgressQuery = defineQuery<StageProgress>('progress')
 /** Lets shards in flight finish and starts no other; returns once that is told to all. */
-export const pauseUpdate = defineUpdate<RunProgress>('pause')
+export const pauseUpdate = defineUpdate<RunProgress, [Pause?]>('pause')
 export const resumeUpdate = defineUpdate<RunProgress>('resume')
+/** The new cap of what the run may spend; a run that the old one paused goes on. */
+export const setBudgetUpdate = defineUpdate<RunProgress, [number]>('setBudget')
+export const setConcurrencyUpdate = defineUpdate<RunProgress, [Concurrency]>('setConcurrency')
+/** Makes failed stages, and those skipped for them, again while others go on; returns their names. */
+export const retryFailedUpdate = defineUpdate<StageName[]>('retryFailed')
+/** Ends the run in order; what is sealed is kept. */
+export const cancelUpdate = defineUpdate<RunProgress, [string?]>('cancel')
 /** From a part to the pipeline, and of stages that are over on to the parts that read them. */
 export const stageChangedSignal = defineSignal<[StageProgress[]]>('stageChanged')
 /** From the pipeline down to parts and stages. */
 export const pausedSignal = defineSignal<[boolean]>('paused')
+/** From a stage to the pipeline: no more until a person has decided. */
+export const pauseAskedSignal = defineSignal<[Pause]>('pauseAsked')
+/** From the pipeline down to stages at work: shards in flight from now on. */
+export const windowSignal = defineSignal<[number]>('window')
+/** From the pipeline to parts: ask the server to cancel the run. */
+export const cancelAskedSignal = defineSignal('cancelAsked')
+/** From the pipeline to parts: lost stages get another chance. */
+export const retrySignal = defineSignal('retry')
+/** From the pipeline to parts: nothing goes on that a lost stage might still be retried beside. */
+export const releaseSignal = defineSignal('release')
 
 /** The progress of a stage that has not begun. */
 export function waitingStage(stage: StageName): StageProgress {
@@ -83,6 +119,10 @@ export function waitingStage(stage: StageName): StageProgress {
     itemsDone: 0,
     rejects: 0,
     costUsd: 0,
+    promptTokens: 0,
+    completionTokens: 0,
+    itemsKept: 0,
+    startedAt: 0,
     seconds: 0,
     events: 0,
     error: '',
@@ -93,6 +133,11 @@ export function waitingStage(stage: StageName): StageProgress {
 /** Whether a stage's state can still change. */
 export function isSettled(state: StageState): boolean {
   return state !== 'waiting' && state !== 'running'
+}
+
+/** Whether a stage came to nothing, for now. */
+export function isLost(state: StageState | undefined): boolean {
+  return state === 'failed' || state === 'skipped'
 }
 
 /** Whether the stages that read it may start. */

@@ -7,6 +7,15 @@ import { maxShards } from './shards.ts'
 import type { stage, StageRun } from './stage.ts'
 
 const maxPartitions = 4
+const counted = [
+  'shardsDone',
+  'itemsDone',
+  'itemsKept',
+  'rejects',
+  'costUsd',
+  'promptTokens',
+  'completionTokens',
+] as const
 
 /** Splits the shards of a large stage among children of at most 600, each with a history of its own. */
 export async function runPartitions(stageRun: StageRun): Promise<void> {
@@ -14,7 +23,7 @@ export async function runPartitions(stageRun: StageRun): Promise<void> {
   const failures: string[] = []
   const settled: Promise<void>[] = []
   let inFlight = 0
-  Object.assign(progress, { shardsDone: 0, itemsDone: 0 }) // the partitions count what is sealed already
+  for (const field of counted) progress[field] = 0 // the partitions count what is sealed already
 
   async function runOne(from: number): Promise<void> {
     try {
@@ -39,7 +48,10 @@ export async function runPartitions(stageRun: StageRun): Promise<void> {
   if (failures.length > 0) throw finalFailure('StageFailed', failures[0]!)
 }
 
-async function runPartition({ input, plan, progress, isPaused, children }: StageRun, from: number) {
+async function runPartition(
+  { input, plan, progress, isPaused, children, show }: StageRun,
+  from: number,
+) {
   const number = String(from / maxShards + 1).padStart(3, '0')
   const child = await startChild<typeof stage>('stage', {
     workflowId: `fspo/${input.run}/${input.stage}/p${number}`,
@@ -51,10 +63,8 @@ async function runPartition({ input, plan, progress, isPaused, children }: Stage
   try {
     if (isPaused()) await child.signal(pausedSignal, true)
     const done = await child.result()
-    progress.shardsDone += done.shardsDone
-    progress.itemsDone += done.itemsDone
-    progress.rejects += done.rejects
-    progress.costUsd += done.costUsd
+    for (const field of counted) progress[field] += done[field]
+    show()
   } finally {
     children.delete(child)
   }

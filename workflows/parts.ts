@@ -1,9 +1,12 @@
 import {
   CancelledFailure,
   condition,
+  getExternalWorkflowHandle,
   isCancellation,
+  patched,
   setHandler,
   startChild,
+  workflowInfo,
   type ChildWorkflowHandle,
 } from '@temporalio/workflow'
 
@@ -11,11 +14,15 @@ import type { StageName } from '../activities/stage.ts'
 import { identity } from './attributes.ts'
 import { causeOf } from './failures.ts'
 import {
+  cancelAskedSignal,
+  isLost,
   isReadable,
-  isSettled,
   pausedSignal,
+  releaseSignal,
+  retrySignal,
   stageChangedSignal,
   waitingStage,
+  windowSignal,
   type PartInput,
   type PlannedStage,
   type StageProgress,
@@ -39,19 +46,14 @@ export async function evaluate(input: PartInput): Promise<StageProgress[]> {
   return runStages(input)
 }
 
-/** Runs each stage as a child as soon as the stages it reads are sealed; skips it when one of them failed. */
+/**
+ * Runs each stage as a child as soon as the stages it reads are sealed; skips it when one of them failed.
+ * A stage that is lost may be retried as long as anything in the run goes on.
+ */
 async function runStages(input: PartInput): Promise<StageProgress[]> {
-  const states = new Map<StageName, StageState>()
-  const children = new Set<ChildWorkflowHandle<typeof stage>>()
+  const part = listen()
+  const { states, children } = part
   const reporter = createReporter()
-  let paused = false
-  setHandler(stageChangedSignal, (others) => {
-    for (const other of others) states.set(other.stage, other.state)
-  })
-  setHandler(pausedSignal, async (value) => {
-    paused = value
-    await Promise.allSettled([...children].map((child) => child.signal(pausedSignal, value)))
-  })
 
   function change(progress: StageProgress): StageProgress {
     states.set(progress.stage, progress.state)
@@ -59,11 +61,21 @@ async function runStages(input: PartInput): Promise<StageProgress[]> {
     return progress
   }
 
-  async function runOne({ stage: name, reads }: PlannedStage): Promise<StageProgress> {
+  async function runOne(planned: PlannedStage): Promise<StageProgress> {
+    for (;;) {
+      const { round } = part
+      const ended = await tryOne(planned)
+      if (!isLost(ended.state) || !patched('retry-failed')) return ended
+      await condition(() => part.isReleased || part.round > round)
+      if (part.round === round) return ended
+    }
+  }
+
+  async function tryOne({ stage: name, reads }: PlannedStage): Promise<StageProgress> {
     const waiting = waitingStage(name)
     const isBlocked = () => reads.some((read) => isLost(states.get(read)))
     await condition(
-      () => isBlocked() || (!paused && reads.every((read) => isReadable(states.get(read)))),
+      () => isBlocked() || (!part.paused && reads.every((read) => isReadable(states.get(read)))),
     )
     if (isBlocked()) return change({ ...waiting, state: 'skipped' })
     change({ ...waiting, state: 'running' })
@@ -76,7 +88,7 @@ async function runStages(input: PartInput): Promise<StageProgress[]> {
     })
     children.add(child)
     try {
-      if (paused) await child.signal(pausedSignal, true) // paused while the child was starting
+      if (part.paused) await child.signal(pausedSignal, true) // paused while the child was starting
       return change(await child.result())
     } catch (error) {
       if (isCancellation(error)) throw error
@@ -96,6 +108,46 @@ async function runStages(input: PartInput): Promise<StageProgress[]> {
   })
 }
 
-function isLost(state: StageState | undefined): boolean {
-  return state !== undefined && isSettled(state) && !isReadable(state)
+/** What a part is told by the pipeline. */
+interface Told {
+  /** Of own stages and of those that they read. */
+  states: Map<StageName, StageState>
+  /** Stages at work. */
+  children: Set<ChildWorkflowHandle<typeof stage>>
+  paused: boolean
+  /** Of retries. */
+  round: number
+  /** Whether lost stages need to wait for no retry any more. */
+  isReleased: boolean
+}
+
+function listen(): Told {
+  const told: Told = {
+    states: new Map(),
+    children: new Set(),
+    paused: false,
+    round: 0,
+    isReleased: false,
+  }
+  const { states, children } = told
+  setHandler(stageChangedSignal, (others) => {
+    for (const other of others) states.set(other.stage, other.state)
+  })
+  setHandler(pausedSignal, async (value) => {
+    told.paused = value
+    await Promise.allSettled([...children].map((child) => child.signal(pausedSignal, value)))
+  })
+  setHandler(windowSignal, async (window) => {
+    await Promise.allSettled([...children].map((child) => child.signal(windowSignal, window)))
+  })
+  setHandler(cancelAskedSignal, async () => {
+    const pipeline = getExternalWorkflowHandle(workflowInfo().parent!.workflowId)
+    await Promise.allSettled([pipeline.cancel()]) // another part may have asked first
+  })
+  setHandler(releaseSignal, () => void (told.isReleased = true))
+  setHandler(retrySignal, () => {
+    told.round++
+    for (const [name, state] of states) if (isLost(state)) states.delete(name)
+  })
+  return told
 }

@@ -5,18 +5,17 @@ import {
   setHandler,
   startChild,
   upsertSearchAttributes,
-  type ChildWorkflowHandle,
 } from '@temporalio/workflow'
 
 import type { Part, RunPlan } from '../activities/index.ts'
+import type { StageName } from '../activities/stage.ts'
 import { advance, identity } from './attributes.ts'
+import { describeRun } from './details.ts'
 import { finalFailure } from './failures.ts'
 import {
   isReadable,
   isSettled,
   pausedSignal,
-  pauseUpdate,
-  resumeUpdate,
   runProgressQuery,
   stageChangedSignal,
   waitingStage,
@@ -26,9 +25,9 @@ import {
 } from './messages.ts'
 import { generate, train, evaluate } from './parts.ts'
 import { control } from './policies.ts'
+import { handleSteering, type PartHandle } from './steering.ts'
 
 const workflows = { generate, train, evaluate }
-type PartHandle = ChildWorkflowHandle<typeof generate>
 
 /**
  * One run: its parts side by side, each stage as soon as what it reads is sealed, then the report.
@@ -36,13 +35,16 @@ type PartHandle = ChildWorkflowHandle<typeof generate>
  */
 export async function pipeline({ run, parts }: PipelineInput): Promise<RunProgress> {
   const startedAt = Date.now()
-  const progress: RunProgress = { run, domain: '', paused: false, stages: [] }
+  const progress = newRun(run)
   const children = new Map<Part, PartHandle>()
+  const ended = new Set<Part>()
   let plan: RunPlan = { domain: '', stages: [] }
+  let passing = 0
 
-  // A part that ends at this moment needs to be told nothing any more.
   async function tell(send: (child: PartHandle, part: Part) => Promise<void>) {
+    passing++
     await Promise.allSettled([...children].map(([part, child]) => send(child, part)))
+    passing--
   }
 
   async function pass(child: PartHandle, part: Part, stages: StageProgress[]) {
@@ -50,21 +52,17 @@ export async function pipeline({ run, parts }: PipelineInput): Promise<RunProgre
     if (news.length > 0) await child.signal(stageChangedSignal, news)
   }
 
-  async function setPaused(value: boolean): Promise<RunProgress> {
-    progress.paused = value
-    setCurrentDetails(table(progress))
-    await tell((child) => child.signal(pausedSignal, value))
-    return progress
-  }
+  const show = () => setCurrentDetails(describeRun(progress))
+  const releaseWhenQuiet = handleSteering({ progress, tell, passing: () => passing, show })
+  const release = () => releaseWhenQuiet((stage) => ended.has(partOf(stage, plan)))
 
   setHandler(runProgressQuery, () => progress)
-  setHandler(pauseUpdate, () => setPaused(true))
-  setHandler(resumeUpdate, () => setPaused(false))
   setHandler(stageChangedSignal, async (changes) => {
     const changed = new Map(changes.map((one) => [one.stage, one]))
     progress.stages = progress.stages.map((old) => changed.get(old.stage) ?? old)
     publish(progress, changes)
     await tell((child, part) => pass(child, part, changes))
+    await release()
   })
 
   plan = await control.planRun.executeWithOptions({ summary: 'plan the run' }, [{ run, parts }])
@@ -80,14 +78,27 @@ export async function pipeline({ run, parts }: PipelineInput): Promise<RunProgre
     }),
   )
   const ends = [...children].map(async ([part, child]) => {
-    await child.result()
-    children.delete(part)
+    try {
+      await child.result()
+    } finally {
+      children.delete(part)
+      ended.add(part)
+      await release()
+    }
   })
   // All of them, so that a cancelled part is given the time to save what it has.
   for (const end of await Promise.allSettled(ends)) if (end.status === 'rejected') throw end.reason
   await condition(allHandlersFinished)
   await finish(progress, parts, (Date.now() - startedAt) / 1000)
   return progress
+}
+
+function newRun(run: string): RunProgress {
+  return { run, domain: '', paused: false, pause: null, steering: { v: 1 }, stages: [] }
+}
+
+function partOf(name: StageName, plan: RunPlan): Part {
+  return plan.stages.find(({ stage }) => stage === name)!.part
 }
 
 /** Stages that are over and that the part waits for. */
@@ -120,7 +131,7 @@ async function finish(progress: RunProgress, parts: Part[], seconds: number) {
       })),
     },
   ])
-  setCurrentDetails(`${table(progress)}\n\nReport: \`runs/${progress.run}/report.md\``)
+  setCurrentDetails(`${describeRun(progress)}\n\nReport: \`runs/${progress.run}/report.md\``)
 }
 
 function publish(progress: RunProgress, changes: StageProgress[]) {
@@ -134,18 +145,5 @@ function publish(progress: RunProgress, changes: StageProgress[]) {
     ...identity({ run, domain, stage: changes.at(-1)?.stage ?? '' }),
     ...advance(shares),
   ])
-  setCurrentDetails(table(progress))
-}
-
-/** The stage table that Temporal's UI shows beside the run. */
-function table({ paused, stages }: RunProgress): string {
-  const lines = stages.map(
-    ({ stage, state, itemsDone, rejects, costUsd, seconds, error }) =>
-      `| ${stage} | ${state} | ${itemsDone} | ${rejects} | ${costUsd.toFixed(4)} | ${seconds.toFixed(1)} | ${error} |`,
-  )
-  const head = [
-    '| stage | state | items | rejects | $ | seconds | |',
-    '|---|---|--:|--:|--:|--:|---|',
-  ]
-  return [...(paused ? ['**paused**', ''] : []), ...head, ...lines].join('\n')
+  setCurrentDetails(describeRun(progress))
 }

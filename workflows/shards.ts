@@ -1,16 +1,20 @@
 import { CancelledFailure, condition, isCancellation } from '@temporalio/workflow'
 
 import type { ShardSummary } from '../activities/index.ts'
-import { causeOf, finalFailure } from './failures.ts'
+import { causeOf, finalFailure, pauseOf } from './failures.ts'
 import { engines, shards } from './policies.ts'
 import type { StageRun } from './stage.ts'
 
 /** 600 shards of 6 events stay under the 4,096 at which the server asks for a new history. */
 export const maxShards = 600
 
-/** Runs the missing shards, `plan.window` at a time; all of them settle, whatever becomes of their siblings. */
+/**
+ * Runs the missing shards, as many at a time as the window has; all of them settle, whatever becomes of their
+ * siblings. One that stops at the budget asks for a pause and is started again after it.
+ */
 export async function runShards(stageRun: StageRun): Promise<void> {
-  const { input, plan, isPaused } = stageRun
+  const { input, plan, isPaused, window } = stageRun
+  const queue = [...plan.missing]
   const failures: string[] = []
   const settled: Promise<void>[] = []
   // A few bad shards are worth finishing the rest for; many mean that the rest is bad too.
@@ -23,16 +27,23 @@ export async function runShards(stageRun: StageRun): Promise<void> {
       count(stageRun, await startShard(stageRun, shard))
     } catch (error) {
       isCancelled ||= isCancellation(error)
-      failures.push(`shard ${shard}: ${causeOf(error)}`)
+      const pause = pauseOf(error)
+      if (pause) {
+        queue.push(shard)
+        await stageRun.askPause(pause)
+      } else failures.push(`shard ${shard}: ${causeOf(error)}`)
     } finally {
       inFlight--
     }
   }
 
+  const isOver = () => queue.length === 0 && inFlight === 0
+  const hasRoom = () => queue.length > 0 && !isPaused() && inFlight < window()
   try {
-    for (const shard of plan.missing) {
-      await condition(() => !isPaused() && inFlight < plan.window)
-      if (failures.length > tooMany) break
+    for (;;) {
+      await condition(() => isOver() || hasRoom())
+      const shard = queue.shift()
+      if (shard === undefined || failures.length > tooMany) break
       inFlight++
       settled.push(runOne(shard))
     }
@@ -58,12 +69,15 @@ function startShard({ input, plan }: StageRun, shard: number): Promise<ShardSumm
   return shards.runItems.executeWithOptions(options, [{ run, stage, key, shard }])
 }
 
-function count({ progress, publish }: StageRun, summary: ShardSummary) {
+function count({ progress, show, publish }: StageRun, summary: ShardSummary) {
   const tenthsBefore = Math.floor((10 * progress.shardsDone) / progress.shards)
   progress.shardsDone++
   progress.itemsDone += summary.items
   progress.rejects += summary.rejects
   progress.costUsd += summary.costUsd
+  progress.promptTokens += summary.promptTokens
+  progress.completionTokens += summary.completionTokens
+  show()
   // Each publication is an event; ten of them are within the history's budget from 60 shards on.
   const tenths = Math.floor((10 * progress.shardsDone) / progress.shards)
   if (progress.shards >= maxShards / 10 && tenths > tenthsBefore) publish()

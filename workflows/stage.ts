@@ -1,4 +1,5 @@
 import {
+  getExternalWorkflowHandle,
   setCurrentDetails,
   setHandler,
   upsertSearchAttributes,
@@ -8,10 +9,14 @@ import {
 
 import type { StagePlan, StageSummary } from '../activities/index.ts'
 import { advance } from './attributes.ts'
+import { describeStage } from './details.ts'
 import {
+  pauseAskedSignal,
   pausedSignal,
   stageProgressQuery,
   waitingStage,
+  windowSignal,
+  type Pause,
   type StageInput,
   type StageProgress,
 } from './messages.ts'
@@ -25,8 +30,15 @@ export interface StageRun {
   plan: StagePlan
   progress: StageProgress
   isPaused(): boolean
+  /** Starts nothing more and asks the pipeline to pause the whole run. */
+  askPause(pause: Pause): Promise<void>
+  /** Shards in flight. */
+  window(): number
   /** Partitions in flight, to be told of a pause. */
   children: Set<ChildWorkflowHandle<typeof stage>>
+  /** In the stage's current details: costs no event. */
+  show(): void
+  /** In the search attributes: costs one. */
   publish(): void
 }
 
@@ -37,54 +49,81 @@ export interface StageRun {
  */
 export async function stage(input: StageInput): Promise<StageProgress> {
   const { run, stage: name, range } = input
-  const startedAt = Date.now()
-  const progress: StageProgress = { ...waitingStage(name), state: 'running' }
+  const progress: StageProgress = waitingStage(name)
+  Object.assign(progress, { state: 'running', startedAt: Date.now() })
   const children = new Set<ChildWorkflowHandle<typeof stage>>()
   let paused = false
+  let window: number | undefined // set by a person
   setHandler(stageProgressQuery, () => progress)
   setHandler(pausedSignal, async (value) => {
     paused = value
     await Promise.allSettled([...children].map((child) => child.signal(pausedSignal, value)))
   })
+  setHandler(windowSignal, async (value) => {
+    window = value
+    await Promise.allSettled([...children].map((child) => child.signal(windowSignal, value)))
+  })
+  async function askPause(pause: Pause) {
+    paused = true
+    await getExternalWorkflowHandle(`fspo/${run}`).signal(pauseAskedSignal, pause)
+  }
 
   const plan = await control.planStage.executeWithOptions(
     { summary: `plan ${name}`, activityId: 'plan' },
     [{ run, stage: name, ...(range && { range }) }],
   )
-  const { key, shards, items, itemsSealed } = plan
-  Object.assign(progress, { key, shards, items, itemsDone: itemsSealed })
-  progress.shardsDone = shards - plan.missing.length
+  const show = () => setCurrentDetails(describeStage(progress, Date.now()))
+  begin(progress, plan)
+  show()
   if (plan.sealed) settle(progress, 'reused', plan.sealed)
   else {
     const publish = () => upsertSearchAttributes(advance([progress]))
-    const stageRun: StageRun = { input, plan, progress, isPaused: () => paused, children, publish }
+    const stageRun: StageRun = {
+      input,
+      plan,
+      progress,
+      isPaused: () => paused,
+      askPause,
+      window: () => window ?? plan.window,
+      children,
+      show,
+      publish,
+    }
     if (plan.missing.length > maxShards) await runPartitions(stageRun)
     else await runShards(stageRun)
     if (range) progress.state = 'sealed'
     else {
       const options = { summary: `seal ${name}`, activityId: 'seal' }
       const sealed = await control.sealStage.executeWithOptions(options, [
-        { run, stage: name, key },
+        { run, stage: name, key: plan.key },
       ])
       settle(progress, 'sealed', sealed)
     }
   }
-  // An engine's stage may wait long for its machine; that is not its time.
-  const worked = plan.kind === 'engine' && !plan.sealed ? progress.summary?.seconds : undefined
-  progress.seconds = worked ?? (Date.now() - startedAt) / 1000
+  progress.seconds = secondsOf(progress, plan)
   // Still to come: this task's completion, the attributes and the workflow's own end.
   progress.events = workflowInfo().historyLength + 3
   upsertSearchAttributes(advance([progress]))
-  setCurrentDetails(describe(progress))
+  show()
   return progress
 }
 
-function settle(progress: StageProgress, state: 'reused' | 'sealed', summary: StageSummary) {
-  const { shards, items, rejects, costUsd } = summary
-  const done = { shards, shardsDone: shards, items, itemsDone: items, rejects, costUsd }
-  Object.assign(progress, done, { state, summary })
+/** An engine's stage may wait long for its machine; that is not its time. */
+function secondsOf({ startedAt, summary }: StageProgress, { kind, sealed }: StagePlan): number {
+  const worked = kind === 'engine' && !sealed ? summary?.seconds : undefined
+  return worked ?? (Date.now() - startedAt) / 1000
 }
 
-function describe({ stage: name, state, shards, items, rejects, costUsd }: StageProgress): string {
-  return `**${name}** ${state}: ${shards} shards, ${items} items, ${rejects} rejects, $${costUsd.toFixed(4)}`
+/** What is known once it is planned: `kept`, of earlier runs' shards, is new and not in old histories. */
+function begin(progress: StageProgress, { key, shards, items, itemsSealed, ...plan }: StagePlan) {
+  const shardsDone = shards - plan.missing.length
+  const counts = { shards, shardsDone, items, itemsDone: itemsSealed, itemsKept: itemsSealed }
+  Object.assign(progress, { key, ...counts, ...plan.kept })
+}
+
+function settle(progress: StageProgress, state: 'reused' | 'sealed', summary: StageSummary) {
+  const { shards, items, rejects, costUsd, promptTokens, completionTokens } = summary
+  const spent = { rejects, costUsd, promptTokens, completionTokens }
+  const done = { shards, shardsDone: shards, items, itemsDone: items }
+  Object.assign(progress, done, spent, { state, summary })
 }

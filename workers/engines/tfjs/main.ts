@@ -69,7 +69,11 @@ function readSpec(command: string | undefined, path: string | undefined): Engine
   if (spec.command !== command) {
     throw new FspoError('BadSpec', `${path} is for ${spec.command}, not ${command}`)
   }
-  if (spec.command !== 'train' || !isPaired(spec.objective)) return spec
+  if (spec.command !== 'train') return spec
+  const foreign = (['labelSmoothing', 'both', 'torch'] as const).find((field) => spec[field])
+  if (foreign)
+    throw new FspoError('BadSpec', `${path}: ${foreign} needs the torch engine: leave it out`)
+  if (!isPaired(spec.objective)) return spec
   for (const field of ['reference', 'beta'] as const) {
     if (spec[field] === undefined) {
       throw new FspoError('BadSpec', `${path}: ${field} is missing: ${spec.objective} needs it`)

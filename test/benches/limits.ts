@@ -3,12 +3,13 @@ import { once } from 'node:events'
 import { createInterface } from 'node:readline'
 import { setTimeout as delay } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
+import { parseArgs } from 'node:util'
 
-import { FspoError } from '../infra/errors.ts'
-import { createChat } from '../infra/llm.ts'
-import { request } from './endpoints.ts'
+import { FspoError } from '../../infra/errors.ts'
+import { createChat } from '../../infra/llm.ts'
+import { request } from '../endpoints.ts'
 
-const program = fileURLToPath(import.meta.resolve('../workers/simulator.ts'))
+const program = fileURLToPath(import.meta.resolve('../../workers/simulator.ts'))
 const rpm = 3000
 const tpm = 120_000
 const latencyMs = 200
@@ -27,7 +28,20 @@ interface Log {
  * `npm run bench -- limits [--seconds 60]`: how much of an enforced rate is used and how many calls are refused,
  * and what an outage of the same length costs. The outage is a killed simulator. Real time: four lengths.
  */
-export async function limits({ seconds }: { seconds: number }) {
+export async function limits(args: string[]): Promise<void> {
+  const { values } = parseArgs({
+    args,
+    options: {
+      seconds: { type: 'string', default: '60' },
+      json: { type: 'boolean', default: false },
+    },
+  })
+  const results = await measure(Number(values.seconds))
+  if (values.json) console.log(JSON.stringify(results))
+  else console.table(results)
+}
+
+async function measure(seconds: number) {
   const [byRequests, byTokens] = await Promise.all([
     pound({ seconds, limit: { rpm } }),
     pound({ seconds, limit: { tpm } }),

@@ -1,0 +1,330 @@
+"""Training: against torch's own reference values, against TRL, resumed to the bit, wrong specs and data."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import FIXTURES, REFERENCE, TINY, losses_of, train_spec, write_parquet
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from fspo_trainer import train as training
+from fspo_trainer.checkpoint import load_checkpoint
+from fspo_trainer.contract import read_spec
+from fspo_trainer.data import load_dataset
+from fspo_trainer.errors import EngineError
+from fspo_trainer.objective import Weighing, judge, step_count
+from fspo_trainer.policy import Policy, work_of
+
+LORA = {"torch": {"lora": {"rank": 4, "dropout": 0.1}}}
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("objective", ["pref_ft", "ipo_sum", "ipo_mean", "dpo"])
+def test_four_clipped_steps_lose_what_plain_torch_loses_in_float64(engine, tmp_path, objective, shared):
+    events = engine(train_spec(tmp_path, objective=objective, shared=shared))
+    expected = REFERENCE["steps"][objective]
+    assert losses_of(events) == pytest.approx(expected["losses"], rel=1e-4)
+    norms = [event["metrics"]["grad_norm"] for event in events if event["event"] == "step"]
+    assert norms == pytest.approx(expected["norms"], rel=1e-3)
+
+
+@pytest.mark.parametrize("objective, loss_type", [("dpo", "sigmoid"), ("ipo_mean", "ipo")])
+def test_losses_are_those_of_trl(engine, tmp_path, objective, loss_type):
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    rows = REFERENCE["rows"]
+    pairs = [
+        {"prompt": row["prefix"] + row["query"], "chosen": row["chosen"], "rejected": row["rejected"]}
+        for row in rows
+    ]
+
+    losses = []
+
+    class Recording(DPOTrainer):
+        def compute_loss(self, *arguments, **options):
+            result = super().compute_loss(*arguments, **options)
+            losses.append((result[0] if isinstance(result, tuple) else result).item())
+            return result
+
+    config = DPOConfig(
+        output_dir=str(tmp_path / "trl"),
+        loss_type=loss_type,
+        beta=REFERENCE["beta"],
+        learning_rate=REFERENCE["learningRate"],
+        lr_scheduler_type="constant",
+        max_grad_norm=1.0,
+        weight_decay=0.0,
+        max_steps=3,
+        per_device_train_batch_size=len(rows),
+        gradient_checkpointing=False,
+        bf16=False,
+        use_cpu=True,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    models = [AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32) for _ in range(2)]
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    trainer = Recording(
+        models[0], models[1], args=config, train_dataset=Dataset.from_list(pairs), processing_class=tokenizer
+    )
+    trainer.train()
+    ours = losses_of(engine(train_spec(tmp_path, objective=objective, steps=3)))
+    assert len(losses) == 3
+    assert ours == pytest.approx(losses, abs=1e-5, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"torch": {"optimizer": "rmsprop", "reference": "live"}},
+        {"torch": {"checkpointing": True, "tokens": 60, "attention": "mask"}},
+        {"torch": {"precision": "bfloat16"}},
+        LORA,
+    ],
+    ids=["adamw", "rmsprop", "checkpointing", "bfloat16", "lora"],
+)
+def test_a_stopped_run_goes_on_to_the_very_result_of_an_unbroken_one(engine, tmp_path, monkeypatch, changes):
+    spec = train_spec(tmp_path, steps=6, saveEvery=4, schedule="cosine", warmupSteps=2, **changes)
+    unbroken = losses_of(engine({**spec, "out": str(tmp_path / "calm")}))
+    assert len(unbroken) == 6 and len(set(unbroken)) == 6
+    steps = iter(range(1, 100))
+    asked = []
+    honest = training._step
+
+    def step(*arguments):
+        honest(*arguments)
+        asked.extend([True] * (next(steps) == 3))
+
+    monkeypatch.setattr(training, "_step", step)
+    monkeypatch.setattr(training, "stop_requested", lambda: bool(asked))
+    first = engine(spec)
+    assert first[-1] == {"event": "preempted", "step": 3}
+    assert not Path(spec["out"]).exists()
+    monkeypatch.setattr(training, "stop_requested", lambda: False)
+    second = engine(spec)
+    assert losses_of(first) + losses_of(second) == unbroken
+    weights = [Path(folder, "model.safetensors").read_bytes() for folder in (spec["out"], tmp_path / "calm")]
+    assert weights[0] == weights[1]
+    assert not Path(f"{spec['out']}.work").exists()
+    assert engine(spec) == []  # done already
+
+
+def test_a_finished_checkpoint_is_a_plain_folder_and_lora_is_merged_into_it(engine, tmp_path):
+    spec = train_spec(tmp_path, torch={"lora": {"rank": 4}}, learningRate=0.05)
+    first = engine(spec)
+    out = Path(spec["out"])
+    names = {"config.json", "manifest.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert names <= {one.name for one in out.iterdir()}
+    model = AutoModelForCausalLM.from_pretrained(out)
+    assert load_file(out / "model.safetensors").keys() == load_file(TINY / "model.safetensors").keys()
+    assert not torch.equal(model.model.layers[0].mlp.up_proj.weight, load_tiny().model.layers[0].mlp.up_proj.weight)
+    # What the merged model scores is what the adapted one scored: a further step starts at its loss.
+    again = {**spec, "init": {"checkpoint": str(out)}, "out": str(tmp_path / "more"), "steps": 1}
+    further = losses_of(engine(again))
+    assert further[0] < 0.9 * losses_of(first)[0]
+
+
+def load_tiny():
+    return AutoModelForCausalLM.from_pretrained(TINY)
+
+
+def test_pref_ft_on_both_answers_is_the_mean_over_all_their_tokens(engine, tmp_path):
+    spec = train_spec(tmp_path, objective="pref_ft", both=True, steps=1)
+    loss = losses_of(engine(spec))[0]
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    answers = [row[side] for row in REFERENCE["rows"] for side in ("chosen", "rejected")]
+    count = sum(len(tokenizer(text)["input_ids"]) + 1 for text in answers)
+    total = sum(sum(pair) for pair in REFERENCE["logps"])
+    assert loss == pytest.approx(-total / count, rel=1e-5)
+
+
+def test_ipo_starts_at_its_gap_and_dpo_at_log_two():
+    logps = torch.tensor([-10.0, -20, -5, -7], dtype=torch.float64)
+    for objective in ("ipo_sum", "ipo_mean"):
+        loss, metrics = judge(Weighing(objective, 0.01), logps, logps, [3, 4, 2, 2], 2)
+        assert loss.item() == pytest.approx(2500, abs=1e-9)  # 1 / (4 beta^2)
+        assert metrics["rewards/margins"] == 0
+    loss, _ = judge(Weighing("dpo", 0.01), logps, logps, [3, 4, 2, 2], 2)
+    assert loss.item() == pytest.approx(0.693147, abs=1e-6)
+    margin = logps + torch.tensor([50.0, 0, 50, 0], dtype=torch.float64)  # 1 / (2 beta) is the optimum
+    assert judge(Weighing("ipo_sum", 0.01), margin, logps, [3, 4, 2, 2], 2)[0].item() == pytest.approx(0)
+
+
+def test_label_smoothing_mixes_both_labels():
+    logps = torch.tensor([-1.0, -3], dtype=torch.float64)
+    references = torch.tensor([-2.0, -2], dtype=torch.float64)
+    plain, flipped = (
+        judge(Weighing("dpo", 0.5), values, references, [1, 1], 1)[0].item()
+        for values in (logps, logps.flip(0))
+    )
+    smoothed = judge(Weighing("dpo", 0.5, 0, 0.1), logps, references, [1, 1], 1)[0].item()
+    assert smoothed == pytest.approx(0.9 * plain + 0.1 * flipped)
+
+
+def test_held_out_pairs_are_evaluated_and_spoil_nothing(engine, tmp_path):
+    spec = train_spec(tmp_path, steps=5)
+    plain = losses_of(engine(spec))
+    events = engine({**spec, "out": str(tmp_path / "other"), "evalData": spec["data"], "evalEvery": 2})
+    evals = [event for event in events if event["event"] == "eval"]
+    assert [event["step"] for event in evals] == [0, 2, 4, 5]
+    assert evals[0]["metrics"]["eval_loss"] == pytest.approx(100)
+    assert losses_of(events) == plain
+
+
+@pytest.mark.parametrize(
+    "changes, kind, says",
+    [
+        ({"learningrate": 1}, "BadSpec", "learningrate"),
+        ({"reference": None}, "BadSpec", "reference is missing: ipo_sum needs it"),
+        ({"learningRate": -1}, "BadSpec", "learningRate: is -1: must be above 0"),
+        ({"torch": {"attention": "fast"}}, "BadSpec", "torch.attention: is \"fast\": must be one of sdpa2"),
+        ({"torch": {"attention": "flex"}}, "BadSpec", "flex has no backward on cpu: use sdpa2"),
+        ({"labelSmoothing": 0.1}, "BadSpec", "labelSmoothing: is for dpo, not ipo_sum"),
+        ({"data": ["/nowhere.parquet"]}, "MissingFile", "No data file at /nowhere.parquet"),
+        ({"init": {"checkpoint": "/nowhere"}}, "MissingFile", "No checkpoint at /nowhere"),
+        ({"learningRate": 1e30, "steps": 20}, "NonFiniteLoss", "lower learningRate"),
+        ({"maxTokens": 60}, "RowsTooLong", "of 6 rows are longer than maxTokens 60"),
+        ({"maxTokens": 500}, "BadSpec", "above the model's context 160: lower maxTokens"),
+    ],
+)
+def test_a_wrong_spec_ends_in_one_line_that_names_it(engine, tmp_path, changes, kind, says):
+    spec = train_spec(tmp_path, **changes)
+    with pytest.raises(EngineError) as caught:
+        engine(spec)
+    assert caught.value.kind == kind
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+    assert not Path(spec["out"]).exists()
+
+
+def spoil_tensor(folder: Path):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.xx_proj.weight"] = tensors.pop("model.layers.1.mlp.up_proj.weight")
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def widen(folder: Path):
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace('"vocab_size": 300', '"vocab_size": 301'))
+
+
+def other_model(folder: Path):
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace('"model_type": "llama"', '"model_type": "bert"'))
+
+
+@pytest.mark.parametrize(
+    "spoil, says",
+    [
+        (spoil_tensor, "tensor model.layers.1.mlp.up_proj.weight is missing"),
+        (widen, "tensor model.embed_tokens.weight has shape [300, 16], not [301, 16]"),
+        (other_model, "model_type is bert: this engine runs llama, mistral, qwen2, qwen3 only"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json is missing"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{}"), "tokenizer.json cannot be read"),
+        (lambda folder: (folder / "model.safetensors").write_text("no"), "model.safetensors"),
+    ],
+)
+def test_a_spoilt_checkpoint_is_refused_by_name(engine, tmp_path, spoil, says):
+    folder = tmp_path / "spoilt"
+    shutil.copytree(TINY, folder)
+    spoil(folder)
+    with pytest.raises(EngineError) as caught:
+        engine({"v": 1, "command": "describe", "checkpoint": str(folder)})
+    assert caught.value.kind == "CorruptCheckpoint" and says in str(caught.value)
+
+
+def test_a_checkpoint_whose_bytes_changed_is_refused_by_its_manifest(engine, tmp_path):
+    spec = train_spec(tmp_path, steps=1)
+    engine(spec)
+    path = Path(spec["out"]) / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(EngineError, match="model.safetensors .* is not what manifest.json says"):
+        engine({"v": 1, "command": "describe", "checkpoint": spec["out"]})
+
+
+def test_no_parquet_and_a_missing_column_are_named(engine, tmp_path):
+    bad = tmp_path / "bad.parquet"
+    bad.write_text("not parquet")
+    with pytest.raises(EngineError, match="is no Parquet file"):
+        engine(train_spec(tmp_path, data=[str(bad)]))
+    narrow = write_parquet(tmp_path / "narrow.parquet", [{"prefix": "", "query": "x"}])
+    with pytest.raises(EngineError, match="lacks the columns group, episode, chosen, rejected"):
+        engine(train_spec(tmp_path, data=[narrow]))
+
+
+def start(folder: Path, spec: dict, **options) -> subprocess.Popen:
+    path = folder / "spec.json"
+    path.write_text(json.dumps(spec))
+    command = [sys.executable, "-m", "fspo_trainer", spec["command"], str(path)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(training.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, env=environment, **pipes, **options)
+
+
+def read_until(child: subprocess.Popen, wanted: str) -> dict:
+    for line in child.stdout:
+        event = json.loads(line)
+        if event["event"] == wanted:
+            return event
+    raise AssertionError(f"it ended without {wanted}")
+
+
+@pytest.mark.parametrize("how", ["SIGTERM", "closed stdin"])
+def test_asked_to_stop_it_saves_and_says_so(tmp_path, how):
+    spec = train_spec(tmp_path, steps=5000)
+    child = start(tmp_path, spec)
+    hello = read_until(child, "hello")
+    assert hello["engine"] == "torch" and hello["pids"] == [child.pid]
+    read_until(child, "step")
+    child.send_signal(signal.SIGTERM) if how == "SIGTERM" else child.stdin.close()
+    saved = read_until(child, "ckpt")
+    assert read_until(child, "preempted")["step"] == saved["step"] > 0
+    assert child.wait() == 0
+    assert (Path(saved["path"]) / "manifest.json").exists() and not Path(spec["out"]).exists()
+
+
+def test_an_error_is_one_event_and_exit_code_1(tmp_path):
+    child = start(tmp_path, train_spec(tmp_path, learningrate=1), stderr=subprocess.PIPE)
+    out, errors = child.communicate("")
+    event = json.loads(out)
+    assert child.returncode == 1 and event["event"] == "error" and event["errorClass"] == "BadSpec"
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("objective", ["pref_ft", "ipo_sum", "ipo_mean", "dpo"])
+def test_loss_and_gradients_are_those_the_other_engine_is_held_to(tmp_path, objective):
+    """The fixture that test/engine.test.ts compares the TypeScript engine with, to the same 1e-4."""
+    path = tmp_path / "spec.json"
+    path.write_text(json.dumps(train_spec(tmp_path, objective=objective)))
+    spec = read_spec("train", str(path))
+    checkpoint = load_checkpoint(str(TINY))
+    units = load_dataset(spec.data, checkpoint.tokens, spec).units
+    trees = [tree for unit in units for tree in unit]
+    references = torch.tensor(REFERENCE["references"], dtype=torch.float64).flatten()
+    policy = Policy(checkpoint.model)
+    work = work_of(trees, True)
+    with policy.attending():
+        count = step_count(objective, trees)
+        loss, _ = judge(Weighing(objective, spec.beta), policy(work), references, work.lengths, count)
+        loss.backward()
+    single = REFERENCE["single"][objective]
+    assert loss.item() == pytest.approx(single["loss"], rel=1e-5)
+    gradients = {name: one.grad for name, one in checkpoint.model.named_parameters()}
+    norm = torch.stack([one.norm() for one in gradients.values()]).norm().item()
+    assert norm == pytest.approx(single["norm"], rel=1e-4)
+    expected = load_file(FIXTURES / "engine-gradients.safetensors")
+    for name, gradient in gradients.items():
+        wanted = expected.get(f"{objective}/{name}")
+        if wanted is not None:
+            assert ((gradient - wanted).norm() / wanted.norm()).item() < 1e-4, name

@@ -1,0 +1,38 @@
+import { existsSync } from 'node:fs'
+import { delimiter, join } from 'node:path'
+
+import type { Operations } from '../activities/spec.ts'
+import { FspoError } from '../infra/errors.ts'
+import { packageRoot, program } from './paths.ts'
+
+/** How a training engine is started. */
+export interface EngineProgram {
+  command: string[]
+  env: Record<string, string | undefined>
+}
+
+/**
+ * The program of an engine: tfjs is our own, torch the package of workers/engines/torch in its environment
+ * (`.venv-torch`, or the Python that FSPO_TORCH_PYTHON names).
+ * @throws FspoError 'EngineMissing' when torch is not installed
+ */
+export function findEngine(
+  name: Operations['engine'],
+  variables: Record<string, string | undefined>,
+): EngineProgram {
+  if (name === 'tfjs') return { command: program('engines/tfjs/main'), env: variables }
+  const given = variables.FSPO_TORCH_PYTHON
+  const venv = join(packageRoot, '.venv-torch')
+  const python = given || join(venv, 'bin/python')
+  if (!existsSync(given || join(venv, 'pins.sha256'))) {
+    throw new FspoError(
+      'EngineMissing',
+      given
+        ? `FSPO_TORCH_PYTHON is ${given}, which is not there: name a Python that has torch, or unset it`
+        : `engine torch is not installed in ${venv}: run \`python3 workers/trainer.py\`, or use engine tfjs`,
+    )
+  }
+  const paths = [join(packageRoot, 'workers/engines/torch'), variables.PYTHONPATH]
+  const env = { ...variables, PYTHONPATH: paths.filter(Boolean).join(delimiter) }
+  return { command: [python, '-m', 'fspo_trainer'], env }
+}

@@ -1,0 +1,287 @@
+"""Training by any objective of the contract, resumable at every step to the bit."""
+
+import hashlib
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save as encode_safetensors
+
+from .attention import check_attention
+from .checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    model_files,
+    new_checkpoint,
+    plain_state,
+    read_manifest,
+    read_tensors,
+    resumable_folders,
+    write_folder,
+)
+from .contract import is_paired
+from .data import Dataset, Order, load_dataset, read_documents
+from .errors import EngineError
+from .events import emit, emit_metrics, stop_requested
+from .objective import Weighing, judge, step_count
+from .optimizer import Optimizer
+from .policy import Policy, adapter_off, score_trees, work_of
+from .ranks import Ranks
+from .seeds import canonical_json, seed_of
+from .tokens import learn_tokens
+from .tree import Tree, check_context
+
+
+@dataclass
+class Run:
+    """A training under way."""
+
+    spec: object
+    recipe: str
+    ranks: Ranks
+    checkpoint: Checkpoint
+    policy: Policy
+    reference: Policy | None  # None: log-probs are known, or not needed
+    optimizer: Optimizer
+    data: Dataset
+    eval_units: list[list[Tree]]
+
+
+def train(spec, ranks: Ranks) -> bool:
+    """Returns whether training came to its end; False when it was stopped and can be resumed."""
+    recipe = recipe_of(spec)
+    if Path(spec.out).exists() and (read_manifest(Path(spec.out)) or {}).get("recipe") == recipe:
+        return True
+    check_attention(spec.torch.attention, ranks.device)
+    resumed = newest(spec, recipe, ranks)
+    checkpoint = _start(spec, resumed)
+    check_context(spec.maxTokens, checkpoint.context())
+    data = load_dataset(spec.data, checkpoint.tokens, spec)
+    eval_units = load_dataset(spec.evalData, checkpoint.tokens, spec).units if spec.evalData else []
+    emit(
+        "data",
+        rows=data.rows,
+        dropped=data.dropped,
+        episodes=data.episodes,
+        prefixTokensSaved=data.prefix_tokens_saved,
+    )
+    done = read_manifest(resumed)["step"] if resumed else 0
+    if spec.torch.lora:
+        _adapt(checkpoint.model, spec, resumed)
+    policy = ranks.wrap(_policy(checkpoint.model, spec))
+    reference = _reference(spec, policy, ranks)
+    order = Order(len(data.units), spec.batch, spec.seed)
+    ahead = dict.fromkeys(i for step in range(done, spec.steps) for i in order.at(step))
+    if not _read_references(spec, reference, [data.units[i] for i in ahead] + eval_units, ranks):
+        emit("preempted", step=done)
+        return False
+    optimizer = Optimizer(policy.model, spec)
+    if resumed:
+        optimizer.load(read_tensors(resumed, "optimizer.safetensors"))
+    live = reference if spec.torch.reference == "live" else None
+    run = Run(spec, recipe, ranks, checkpoint, policy, live, optimizer, data, eval_units)
+    return _steps(run, done)
+
+
+def recipe_of(spec) -> str:
+    """Hash of everything that decides the result. Where it is written and how often it is saved does not."""
+    text = canonical_json({"engine": "torch", **spec.recipe})
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def newest(spec, recipe: str, ranks: Ranks) -> Path | None:
+    """The newest complete checkpoint of this very spec; leftovers of another are removed."""
+    work = Path(f"{spec.out}.work")
+    for folder in resumable_folders(work):
+        if (read_manifest(folder) or {}).get("recipe") == recipe:
+            return folder
+    ranks.barrier()
+    if ranks.rank == 0:
+        shutil.rmtree(work, ignore_errors=True)
+    return None
+
+
+def _start(spec, resumed: Path | None) -> Checkpoint:
+    if resumed and not spec.torch.lora:
+        return load_checkpoint(str(resumed))
+    if "checkpoint" in spec.init:
+        return load_checkpoint(spec.init["checkpoint"])
+    architecture = spec.init["architecture"]
+    documents = read_documents(spec.data)
+    tokens = learn_tokens(documents, architecture["vocabulary"], spec.init["specialTokens"])
+    return new_checkpoint(architecture, tokens, spec.seed)
+
+
+def _adapt(model, spec, resumed: Path | None) -> None:
+    from .adapter import add_adapter
+
+    add_adapter(model, spec.torch.lora, spec.seed)
+    if resumed:
+        model.load_state_dict(read_tensors(resumed, "adapter.safetensors"), strict=False)
+
+
+def _policy(model, spec) -> Policy:
+    for module in model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0  # the paper trains without dropout
+    if spec.torch.checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    return Policy(model, spec.torch.attention, spec.torch.precision)
+
+
+def _reference(spec, policy: Policy, ranks: Ranks) -> Policy | None:
+    """Whose log-probs the policy is held against: itself without its adapter, or a frozen model."""
+    if not is_paired(spec.objective):
+        return None
+    if spec.torch.lora and spec.reference == spec.init["checkpoint"]:
+        return policy
+    model = load_checkpoint(spec.reference).model.eval().requires_grad_(False)
+    return ranks.wrap(Policy(model, spec.torch.attention, spec.torch.precision))
+
+
+def _read_references(spec, reference: Policy | None, units, ranks: Ranks) -> bool:
+    """Reference log-probs of all that is to come, once, by the same path as the policy's. False when asked to stop."""
+    if reference is None or spec.torch.reference == "live":
+        return True
+    trees = [tree for unit in units for tree in unit]
+    said = time.monotonic()
+    chunks = ranks.share(trees, 2 * spec.torch.tokens)
+    for done, (chunk, _) in enumerate(chunks):
+        _set_references(spec, reference, chunk)
+        if ranks.any(stop_requested()):
+            return False
+        if time.monotonic() - said > 5:
+            emit("progress", done=done + 1, total=len(chunks))
+            said = time.monotonic()
+    if ranks.world > 1:
+        _exchange_references(trees, ranks)
+    return True
+
+
+def _set_references(spec, reference: Policy, trees: list[Tree]) -> None:
+    is_own = spec.torch.lora and spec.reference == spec.init["checkpoint"]
+    if is_own:
+        with adapter_off(reference):
+            logps, _ = score_trees(reference, trees, spec.shared)
+    else:
+        logps, _ = score_trees(reference, trees, spec.shared)
+    pairs = iter(logps.view(-1, 2).tolist())
+    for tree in trees:
+        for branch in tree.branches:
+            branch.reference = next(pairs)
+
+
+def _exchange_references(trees: list[Tree], ranks: Ranks) -> None:
+    own = [[branch.reference for branch in tree.branches] for tree in trees[ranks.rank :: ranks.world]]
+    for rank, shares in enumerate(ranks.gather(own)):
+        for tree, references in zip(trees[rank :: ranks.world], shares):
+            for branch, reference in zip(tree.branches, references):
+                branch.reference = reference
+
+
+def _steps(run: Run, done: int) -> bool:
+    spec, units = run.spec, run.data.units
+    order = Order(len(units), spec.batch, spec.seed)
+    if run.eval_units and done == 0:
+        _emit_eval(run, 0)
+    while done < spec.steps:
+        if run.ranks.any(stop_requested()):
+            _save_progress(run, done)
+            emit("preempted", step=done)
+            return False
+        _step(run, done, [tree for i in order.at(done) for tree in units[i]])
+        done += 1
+        if run.eval_units and (done % spec.evalEvery == 0 or done == spec.steps):
+            _emit_eval(run, done)
+        if done % spec.saveEvery == 0 and done < spec.steps:
+            _save_progress(run, done)
+    _save_finished(run)
+    return True
+
+
+def _step(run: Run, done: int, trees: list[Tree]) -> None:
+    """One optimizer step, `done` steps being behind it. Raises EngineError 'NonFiniteLoss'."""
+    started = time.monotonic()
+    torch.manual_seed(seed_of(run.spec.seed, "step", done))  # all that chance decides: LoRA's dropout
+    run.optimizer.zero()
+    loss, metrics = run_trees(run, trees, with_gradient=True)
+    applied = run.optimizer.step(done, loss)
+    epoch = (done + 1) * run.spec.batch / len(run.data.units)
+    seconds = time.monotonic() - started
+    metrics = {"loss": loss, **applied, "epoch": epoch, **metrics, "step_time": seconds}
+    emit_metrics("step", metrics, step=done + 1, totalSteps=run.spec.steps)
+
+
+def run_trees(run: Run, trees: list[Tree], with_gradient: bool) -> tuple[float, dict[str, float]]:
+    """Loss and metrics of trees as one step; their gradient is added to the parameters' if asked for."""
+    spec, ranks = run.spec, run.ranks
+    weighing = Weighing(spec.objective, spec.beta or 1.0, spec.sftWeight, spec.labelSmoothing)
+    count = step_count(spec.objective, trees)
+    sums = {"loss": 0.0}
+    for chunk, weight in ranks.share(trees, spec.torch.tokens):
+        if run.reference is not None:
+            _set_references(spec, run.reference, chunk)
+        work = work_of(chunk, spec.shared)
+        with torch.set_grad_enabled(with_gradient), run.policy.attending(spec.shared):
+            logps = run.policy(work)
+            loss, metrics = judge(weighing, logps, _references(chunk), work.lengths, count)
+            if with_gradient:
+                (loss * weight * ranks.world).backward()  # FSDP divides by the number of ranks
+        for name, value in {"loss": loss.item(), **metrics}.items():
+            sums[name] = sums.get(name, 0.0) + weight * value
+    sums = ranks.sum(sums)
+    return sums.pop("loss"), sums
+
+
+def _references(trees: list[Tree]) -> torch.Tensor:
+    values = [branch.reference or [0.0] * len(branch.answers) for tree in trees for branch in tree.branches]
+    return torch.tensor([one for pair in values for one in pair], dtype=torch.float64)
+
+
+def _emit_eval(run: Run, done: int) -> None:
+    trees = [tree for unit in run.eval_units for tree in unit]
+    loss, metrics = run_trees(run, trees, with_gradient=False)
+    named = {f"eval_{name}": value for name, value in {"loss": loss, **metrics}.items()}
+    emit_metrics("eval", named, step=done)
+
+
+def _save_progress(run: Run, done: int) -> None:
+    """A resumable checkpoint; the two newest are kept."""
+    work = Path(f"{run.spec.out}.work")
+    path = work / f"step-{done:06d}"
+    is_there = path.exists() and (read_manifest(path) or {}).get("recipe") == run.recipe
+    if not run.ranks.any(is_there):
+        state = plain_state(run.policy.model)
+        moments = run.optimizer.state()
+        if run.ranks.rank == 0:
+            files = {**_weights(run, state), "optimizer.safetensors": encode_safetensors(moments)}
+            write_folder(path, files, run.recipe, done)
+    if run.ranks.rank == 0:
+        for old in resumable_folders(work)[2:]:
+            shutil.rmtree(old, ignore_errors=True)
+    run.ranks.barrier()
+    emit("ckpt", step=done, path=str(path))
+
+
+def _weights(run: Run, state: dict[str, torch.Tensor]) -> dict[str, bytes]:
+    if not run.spec.torch.lora:
+        return model_files(run.checkpoint, state)
+    from .adapter import adapter_state
+
+    return {"adapter.safetensors": encode_safetensors(adapter_state(state))}
+
+
+def _save_finished(run: Run) -> None:
+    state = plain_state(run.policy.model)
+    if run.spec.torch.lora:
+        from .adapter import merged_state
+
+        state = merged_state(run.policy.model, state)
+    if run.ranks.rank == 0:
+        files = model_files(run.checkpoint, state)
+        write_folder(Path(run.spec.out), files, run.recipe, run.spec.steps)
+        shutil.rmtree(f"{run.spec.out}.work", ignore_errors=True)
+    run.ranks.barrier()
