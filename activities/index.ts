@@ -2,6 +2,7 @@ import { activityInfo, ApplicationFailure, Context, CancelledFailure } from '@te
 
 import { FspoError } from '../infra/errors.ts'
 import type { Summary } from '../infra/manifests.ts'
+import { createPurses } from './budget.ts'
 import type { EngineEvent } from './contract.ts'
 import { makeShard, makeWithEngine, type ShardRef } from './making.ts'
 import {
@@ -24,10 +25,10 @@ import {
   type ShardRetry,
   type StageRetry,
 } from './retrying.ts'
-import { createRuns, type Dependencies } from './runs.ts'
+import { createRuns, type Dependencies, type Run } from './runs.ts'
 import type { StageName } from './stage.ts'
 import { stageTable, type Part } from './stages.ts'
-import { createSteering, saveSteering, type Steering } from './steering.ts'
+import { createSteering, readSteering, saveSteering, type Steering } from './steering.ts'
 
 export type { RetryResult, ShardRetry, StageRetry }
 export type { Dependencies, Part, RunPlan, StagePlan, StageRef, StageSummary, Steering }
@@ -46,11 +47,15 @@ const idleAttempts = 3
 export function createActivities(deps: Dependencies) {
   const runs = createRuns(deps, deps.stages ?? stageTable)
   const planning = { runs, store: deps.store }
-  const making = { runs, deps, steering: createSteering(deps.store) }
+  const steering = createSteering(deps.store)
+  // Read anew each time: a shard that goes on at once after a new budget must not meet the old one.
+  const capOf = async ({ config: { run, operations } }: Run) =>
+    (await readSteering(deps.store, run)).budgetUsd ?? operations.budgetUsd
+  const making = { runs, deps, steering, purses: createPurses(deps.store, capOf) }
 
   return {
     planRun: (input: { run: string; parts: Part[] }): Promise<RunPlan> =>
-      alive(() => planRun(runs, input)),
+      alive(() => planRun(planning, input)),
     planStage: (input: {
       run: string
       stage: StageName

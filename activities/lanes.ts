@@ -1,86 +1,15 @@
-import type { Clock } from '../infra/clock.ts'
 import { FspoError } from '../infra/errors.ts'
-import type { Journal } from '../infra/journal.ts'
+import { addPaid, type Journal, type Paid } from '../infra/journal.ts'
+import type { LaneOptions, Loop, Past, Track, Trouble } from './loop.ts'
 import type { Reject } from './records.ts'
 import { isHopeless, tooManyRejects } from './rejects.ts'
-
-/** Which try of which item is being made. */
-export interface Attempt {
-  id: string
-  index: number
-  attempt: number
-  signal: AbortSignal
-}
-
-export interface LaneOptions<Item, Row> {
-  /** For messages and dead letters. */
-  prefix: string
-  stage: string
-  items: readonly Item[]
-  /** Index in the stage of the first item. */
-  first: number
-  idOf(index: number): string
-  process(item: Item, attempt: Attempt): Promise<Row>
-  /** Items in flight; a function is asked again with each chunk that time brings, and may say more, not less. */
-  concurrency?: number | (() => Promise<number>)
-  /** Items per chunk: a crash repeats at most this many, and those in flight. */
-  flushEvery?: number
-  /** A chunk is written, and progress reported, at least so often. */
-  flushMs?: number
-  signal?: AbortSignal
-  clock: Clock
-  /** What items came to in an earlier version of the shard. */
-  pasts?: ReadonlyMap<number, Past>
-}
-
-/** Hears which items are safe, and when a good moment to report is. */
-export interface Track {
-  keep(indices: readonly number[]): void
-  report(): void
-}
-
-/** What earlier tries of an item came to. */
-export interface Past {
-  attempts: number
-  costUsd: number
-}
-
-/** A failed try. */
-interface Trouble {
-  index: number
-  past: Past
-  error: FspoError
-  /** Of this pass, from 1. */
-  attempt: number
-  /** Whether no item at all has succeeded since this one's first try. */
-  isAlone: boolean
-}
-
-/** What the lanes share. */
-interface Loop<Item, Row> {
-  options: LaneOptions<Item, Row>
-  journal: Journal<Row, Reject>
-  track: Track
-  queue: number[] // indices to make
-  next: number // place in the queue
-  width: number // lanes
-  widen: () => void // opens lanes up to the width
-  deferred: Map<number, Past> // items for the sweep
-  isSweep: boolean
-  successes: number
-  exhausted: number // items in a row whose tries were used up by an endpoint's fault
-  failure: unknown
-  isStoreBroken: boolean
-  halt: AbortController // ends waits, and lanes once their item is made
-  kill: AbortController // ends what is being made, too
-  flushing: Promise<void> | undefined
-}
 
 const tries = 3
 const longestWaitMs = 10_000
 const alwaysGlobal = new Set(['Auth', 'ModelNotFound', 'Config', 'StoreFull', 'BudgetReached'])
 const endpointFaults = new Set(['Endpoint', 'RateLimited', 'ServerError', 'Timeout'])
 const outageItems = 16
+const nothing: Paid = { promptTokens: 0, completionTokens: 0, costUsd: 0 }
 
 /**
  * Makes the items wanted, `concurrency` at a time, sweeping once more over those whose tries
@@ -100,7 +29,8 @@ export async function makeItems<Item, Row>(
     next: 0,
     width: await widthOf(options),
     widen: () => {},
-    deferred: new Map(),
+    deferred: [],
+    past: new Map(),
     isSweep: false,
     successes: 0,
     exhausted: 0,
@@ -116,12 +46,15 @@ export async function makeItems<Item, Row>(
   const ticking = tick(loop)
   await runLanes(loop)
   loop.isSweep = true
-  loop.queue = [...loop.deferred.keys()]
+  loop.queue = loop.deferred
   loop.next = 0
   await runLanes(loop)
   signal?.removeEventListener('abort', abort)
   loop.halt.abort()
   await ticking
+  for (const [index, { bill }] of loop.past) {
+    if (bill.requests > 0) journal.pay(index, addPaid(bill, nothing))
+  }
   while (journal.pending() > 0 && !loop.isStoreBroken) await flush(loop)
   if (loop.failure !== undefined) throw loop.failure
 }
@@ -161,34 +94,59 @@ async function lane<Item, Row>(loop: Loop<Item, Row>): Promise<void> {
 }
 
 async function makeItem<Item, Row>(loop: Loop<Item, Row>, index: number): Promise<void> {
-  const { process, items, first, idOf, clock, pasts } = loop.options
+  const { clock } = loop.options
   const { signal } = loop.kill
-  const past = loop.deferred.get(index) ?? { attempts: 0, costUsd: 0, ...pasts?.get(index) }
+  const past = pastOf(loop, index)
   const before = loop.successes
-  const id = idOf(index)
   for (let attempt = 1; loop.failure === undefined; attempt++) {
     past.attempts++
     try {
-      const row = await process(items[index - first]!, {
-        id,
-        index,
-        attempt: past.attempts,
-        signal,
-      })
+      const row = await tryItem(loop, index, past)
       if (signal.aborted) return
       loop.journal.add(index, row)
+      loop.past.delete(index)
       loop.successes++
       loop.exhausted = 0
       return
     } catch (cause) {
       if (signal.aborted) return
       const error = toFspoError(cause)
-      past.costUsd += error.details.costUsd ?? 0
       const isAlone = loop.successes === before
       if (settle(loop, { index, past, error, attempt, isAlone })) return
       await clock.sleep(waitMs(error, attempt), loop.halt.signal)
     }
   }
+}
+
+/** What came of an item before, in this shard's earlier attempts too. */
+function pastOf<Item, Row>(loop: Loop<Item, Row>, index: number): Past {
+  const { journal, options } = loop
+  const { attempts = 0, bill: given = { ...nothing, requests: 0 } } =
+    options.pasts?.get(index) ?? {}
+  const paid = journal.paid.get(index)
+  const bill = paid ? { ...paid, requests: Math.max(1, given.requests) } : given
+  const past = loop.past.get(index) ?? { attempts, bill }
+  loop.past.set(index, past)
+  return past
+}
+
+async function tryItem<Item, Row>(
+  { options, kill }: Loop<Item, Row>,
+  index: number,
+  past: Past,
+): Promise<Row> {
+  const { process, items, first, idOf, bill } = options
+  const row = await process(items[index - first]!, {
+    id: idOf(index),
+    index,
+    attempt: past.attempts,
+    signal: kill.signal,
+    isPaid: past.bill.costUsd > (options.pasts?.get(index)?.bill.costUsd ?? 0),
+    pay(paid, requests = 1) {
+      past.bill = { ...addPaid(past.bill, paid), requests: past.bill.requests + requests }
+    },
+  })
+  return bill && past.bill.requests > 0 ? bill(row, past.bill) : row
 }
 
 /** Decides what a failed try means; false when the item is worth another one now. */
@@ -206,19 +164,20 @@ function settle<Item, Row>(loop: Loop<Item, Row>, trouble: Trouble): boolean {
 
 /** An item's tries are used up: an outage ends the shard, anything else waits for the sweep or is given up. */
 function exhaust<Item, Row>(loop: Loop<Item, Row>, trouble: Trouble): void {
-  const { index, past, error, isAlone } = trouble
+  const { index, error, isAlone } = trouble
   const isEndpointFault = endpointFaults.has(error.type)
   if (isEndpointFault) loop.exhausted++
   const isDown = error.type === 'Endpoint' && isAlone
   const isOutage = loop.exhausted >= Math.min(outageItems, loop.options.items.length)
   const isThrottled = error.type === 'RateLimited' && loop.isSweep // never the item's fault
   if (isDown || (isEndpointFault && isOutage) || isThrottled) fail(loop, error)
-  else if (!loop.isSweep) loop.deferred.set(index, past)
+  else if (!loop.isSweep) loop.deferred.push(index)
   else reject(loop, trouble)
 }
 
 function reject<Item, Row>(loop: Loop<Item, Row>, { index, past, error }: Trouble): void {
   const { options, journal } = loop
+  loop.past.delete(index)
   journal.reject({
     id: options.idOf(index),
     index,
@@ -227,7 +186,7 @@ function reject<Item, Row>(loop: Loop<Item, Row>, { index, past, error }: Troubl
     message: error.message,
     attempts: past.attempts,
     reply: error.details.reply ?? '',
-    costUsd: past.costUsd,
+    ...addPaid(past.bill, nothing),
   })
   const count = options.items.length
   if (isHopeless(journal.rejects.size, count)) {

@@ -7,7 +7,10 @@ import { findManifest, summarySchema, type Summary } from '../infra/manifests.ts
 import { decodeParquet, encodeParquet } from '../infra/parquet.ts'
 import { seedOf } from '../infra/random.ts'
 import { sealFiles, sealShard, shardPrefix } from '../infra/shards.ts'
+import type { Purses } from './budget.ts'
 import type { EngineEvent } from './contract.ts'
+import type { Attempt } from './loop.ts'
+import { billRow, createMeters } from './meter.ts'
 import { openSame, readLayout, type StageRef } from './planning.ts'
 import type { Dependencies, Run, Runs } from './runs.ts'
 import { runShard, type Cursor } from './shard.ts'
@@ -21,13 +24,14 @@ export interface ShardRef extends StageRef {
 export interface Making {
   runs: Runs
   deps: Dependencies
+  purses: Purses
   /** What a person changed about a run since its start. */
   steering(run: string): Promise<Steering>
 }
 
 /** Makes one shard of an item stage; what an earlier attempt made is kept. @throws FspoError as runShard does */
 export async function makeShard(
-  { runs, deps, steering }: Making,
+  { runs, deps, purses, steering }: Making,
   ref: ShardRef,
   hooks: { signal: AbortSignal; progress: (cursor: Cursor) => void; resumeFrom: unknown },
 ): Promise<Summary> {
@@ -40,16 +44,26 @@ export async function makeShard(
   const first = ref.shard * shardItems
   const items = (await runs.items(run, ref.stage)).slice(first, first + shardItems)
   const context = run.context(ref.stage)
-  const chat = deps.chat(operations)
+  const ask = deps.chat(operations)
+  const purse = await purses.of(run)
+  const meter = createMeters(ask, purse)
 
   /** Items at once: enough for as many calls as a person asked for. */
   async function concurrency(): Promise<number> {
     const { models = {} } = await steering(ref.run)
-    chat.resize?.(models)
+    ask.resize?.(models)
     return Math.max(operations.concurrency, ...Object.values(models))
   }
 
-  return runShard({
+  const process = (item: unknown, attempt: Attempt) => {
+    const { id, index, signal } = attempt
+    const { chat, close } = meter(attempt)
+    const seed = seedOf(spec.seed, id)
+    return stage.process(item, { ...context, id, index, seed, signal, chat }).finally(close)
+  }
+
+  purse?.enter()
+  const making = runShard({
     ...hooks,
     store: deps.store,
     prefix: shardPrefix(folder, ref.shard),
@@ -60,9 +74,10 @@ export async function makeShard(
     idOf: (index) => itemId(ref.key, index),
     concurrency,
     flushEvery: operations.flushEvery,
-    process: (item, { id, index, signal }) =>
-      stage.process(item, { ...context, id, index, seed: seedOf(spec.seed, id), signal, chat }),
+    process,
+    bill: billRow,
   })
+  return making.finally(() => purse?.leave())
 }
 
 /** The same whenever and wherever the item is made; its seed comes from it. */

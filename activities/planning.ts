@@ -5,6 +5,7 @@ import { readManifest, type Summary } from '../infra/manifests.ts'
 import { findShards, readStage, sealStage } from '../infra/seals.ts'
 import { shardPrefix } from '../infra/shards.ts'
 import type { Store } from '../infra/store.ts'
+import { openBudget } from './budget.ts'
 import type { Run, Runs } from './runs.ts'
 import { stageNames, type StageName } from './stage.ts'
 import { partOf, type Part } from './stages.ts'
@@ -50,12 +51,13 @@ const layoutSchema = z.strictObject({
 })
 type Layout = z.infer<typeof layoutSchema>
 
-/** The stages of the asked parts and what each waits for. */
+/** The stages of the asked parts and what each waits for; opens the run's budget. */
 export async function planRun(
-  runs: Runs,
+  { runs, store }: { runs: Runs; store: Store },
   { run: name, parts }: { run: string; parts: Part[] },
 ): Promise<RunPlan> {
   const run = await runs.open(name)
+  await openBudget(store, run, parts)
   const chosen = stageNames.filter((stage) => parts.includes(partOf[stage]))
   return {
     domain: run.config.spec.domain,

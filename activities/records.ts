@@ -144,6 +144,8 @@ export const rejectSchema = z.strictObject({
   message: z.string(),
   attempts: count,
   reply: z.string(), // the raw reply, '' if none
+  promptTokens: count.default(0),
+  completionTokens: count.default(0),
   costUsd: z.number().nonnegative(),
 })
 export type Reject = z.infer<typeof rejectSchema>

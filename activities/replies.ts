@@ -41,7 +41,7 @@ export async function ask<Value>(
     'ItemError',
     `${call} of ${context.id}: ${request.alias} replied ${JSON.stringify(second.text.slice(0, 80))}` +
       ` twice unreadably: choose another model for it or reword the prompt`,
-    { reply: second.text, costUsd: first.costUsd + second.costUsd },
+    { reply: second.text },
   )
 }
 

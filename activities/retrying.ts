@@ -1,4 +1,5 @@
 import { FspoError } from '../infra/errors.ts'
+import type { Chat, ChatRequest } from '../infra/llm.ts'
 import { readManifest, readSuccess, type Summary } from '../infra/manifests.ts'
 import { seedOf } from '../infra/random.ts'
 import { findShards, sealStage } from '../infra/seals.ts'
@@ -6,7 +7,9 @@ import { canonicalJson, sha256 } from '../infra/hash.ts'
 import { readRejects, readShard, shardPrefix } from '../infra/shards.ts'
 import type { Store } from '../infra/store.ts'
 import { stagePrefix, versionKey } from './keys.ts'
+import type { Attempt } from './loop.ts'
 import type { Making } from './making.ts'
+import { billRow, createMeters } from './meter.ts'
 import { readLayout } from './planning.ts'
 import { rejectSchema, type Reject } from './records.ts'
 import type { Run } from './runs.ts'
@@ -77,7 +80,7 @@ export async function planRetry(
 
 /** Makes a shard's chosen dead letters again and seals the shard's next version; its rows are taken over. */
 export async function retryShard(
-  { runs, deps, steering }: Making,
+  { runs, deps, purses, steering }: Making,
   ref: ShardRetry,
   hooks: { signal: AbortSignal; progress: (cursor: Cursor) => void; resumeFrom: unknown },
 ): Promise<Summary> {
@@ -95,11 +98,12 @@ export async function retryShard(
   const context = run.context(ref.stage)
   const { model: alias } = ref
   const ask = deps.chat(operations)
-  const chat =
-    alias === undefined ? ask : (request: Parameters<typeof ask>[0]) => ask({ ...request, alias })
+  const purse = await purses.of(run)
+  const meter = createMeters(alias === undefined ? ask : redirect(ask, alias), purse)
   const { models = {} } = await steering(ref.run)
   ask.resize?.(models)
-  return runShard({
+  purse?.enter()
+  const making = runShard({
     ...hooks,
     store,
     prefix: shardPrefix(stagePrefix(ref.stage, ref.key), ref.shard),
@@ -114,16 +118,32 @@ export async function retryShard(
       ),
     },
     pasts: new Map(
-      [...chosen].map(([index, { attempts, costUsd }]) => [index, { attempts, costUsd }]),
+      [...chosen].map(([index, { attempts, promptTokens, completionTokens, costUsd }]) => [
+        index,
+        { attempts, bill: { requests: attempts, promptTokens, completionTokens, costUsd } },
+      ]),
     ),
     idOf: (index) => chosen.get(index)?.id ?? '',
     concurrency: operations.concurrency,
     flushEvery: operations.flushEvery,
-    process(item, { id, index, signal }) {
+    process: (item: unknown, attempt: Attempt) => {
+      const { id, index, signal } = attempt
+      const { chat, close } = meter(attempt)
       // Another draw than the one that failed, yet the same in each attempt at this version.
       const seed = seedOf(spec.seed, id, ref.key)
-      return stage.process(item, { ...context, id, index, seed, signal, chat })
+      return stage.process(item, { ...context, id, index, seed, signal, chat }).finally(close)
     },
+    bill: billRow,
+  })
+  return making.finally(() => purse?.leave())
+}
+
+/** A chat that asks this alias, whichever is asked for. */
+function redirect(chat: Chat, alias: string): Chat {
+  const { priceUsd } = chat
+  const ask: Chat = (request) => chat({ ...request, alias })
+  return Object.assign(ask, {
+    ...(priceUsd && { priceUsd: (request: ChatRequest) => priceUsd({ ...request, alias }) }),
   })
 }
 

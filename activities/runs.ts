@@ -74,7 +74,7 @@ export async function readRunConfig(store: Store, run: string): Promise<RunConfi
 export type Runs = ReturnType<typeof createRuns>
 
 /** Opens runs of one process; sealed rows are decoded once and shared between them. */
-export function createRuns({ store }: Dependencies, stages: StageTable) {
+export function createRuns({ store }: Pick<Dependencies, 'store'>, stages: StageTable) {
   const cache = createCache(cachedStages)
 
   async function open(run: string): Promise<Run> {

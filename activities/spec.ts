@@ -72,18 +72,37 @@ export const specSchema = z.strictObject({
 })
 export type Spec = z.infer<typeof specSchema>
 
+/** Where a model is served: alone, or as one of several endpoints that take what they lack from beside them. */
+const placeShape = {
+  baseUrl: z.url().optional(), // default: the stack's simulator
+  apiKeyEnv: z.string().optional(), // name of the environment variable that holds the key
+  rpm: positive.optional(), // requests per minute, of each worker process
+  tpm: positive.optional(), // tokens per minute, of each worker process
+}
+const usd = z.number().nonnegative()
+const endpointSchema = z.strictObject({
+  ...placeShape,
+  model: z.string().optional(), // the name this endpoint knows
+  weight: z.number().positive().optional(), // its share of the calls, 1 without
+  concurrency: positive.optional(),
+  inputUsdPerMillion: usd.optional(),
+  outputUsdPerMillion: usd.optional(),
+  timeoutMs: positive.optional(),
+})
+
 /** How a run is carried out: nothing here changes what it makes. Secrets stay in the environment. */
 export const operationsSchema = z.strictObject({
   models: z.record(
     z.string(), // alias
     z.strictObject({
-      baseUrl: z.url().optional(), // default: the stack's simulator
+      ...placeShape,
       model: z.string(), // the name the endpoint knows
-      apiKeyEnv: z.string().optional(), // name of the environment variable that holds the key
       concurrency: positive.default(64),
-      inputUsdPerMillion: z.number().nonnegative().default(0),
-      outputUsdPerMillion: z.number().nonnegative().default(0),
+      inputUsdPerMillion: usd.default(0),
+      outputUsdPerMillion: usd.default(0),
       timeoutMs: positive.default(60_000),
+      endpoints: z.array(endpointSchema).min(1).optional(), // of the same model, in place of one
+      prefer: z.enum(['weight', 'price']).optional(), // among several; by weight without
     }),
   ),
   concurrency: positive.default(64), // items in flight per shard
@@ -92,6 +111,7 @@ export const operationsSchema = z.strictObject({
   window: positive.max(100).default(16), // shards in flight per stage
   engine: z.enum(['tfjs', 'torch']).default('tfjs'),
   store: z.string().optional(), // a folder or s3://bucket/prefix?endpoint=…&region=…; default: .fspo/store
+  budgetUsd: z.number().positive().optional(), // what the run may spend on models; at it the run pauses
 })
 export type Operations = z.infer<typeof operationsSchema>
 

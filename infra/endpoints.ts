@@ -2,8 +2,10 @@ import { OpenAI } from 'openai'
 import { z } from 'zod'
 
 import { onAbort } from './abort.ts'
+import { readAllowances } from './allowance.ts'
+import type { Rates } from './buckets.ts'
 import { FspoError } from './errors.ts'
-import { createLimiter, type Limiter } from './limiter.ts'
+import { createLimiter, type Call, type Limiter } from './limiter.ts'
 import {
   connectionError,
   keyRemedy,
@@ -16,9 +18,15 @@ import { reuseRequests } from './requests.ts'
 import { createTransport, wrapFetch, type Transport } from './transport.ts'
 
 /** Where a model alias is served, at what price. */
-export interface Model {
+export interface Model extends Rates {
   /** Default: the simulator. */
   baseUrl?: string | undefined
+  /** Several endpoints in place of one; what they do not say is as it stands beside them. */
+  endpoints?: Place[] | undefined
+  /** Which of several gets a call: each its share by weight (default), or the cheapest that has room. */
+  prefer?: 'weight' | 'price' | undefined
+  /** Its share of the calls beside other endpoints. Default 1. */
+  weight?: number | undefined
   /** The name the endpoint knows. */
   model: string
   /** Name of the environment variable that holds the key; none is sent without. */
@@ -27,6 +35,11 @@ export interface Model {
   inputUsdPerMillion: number
   outputUsdPerMillion: number
   timeoutMs: number
+}
+
+/** One of several endpoints of a model. */
+export type Place = {
+  [Key in keyof Omit<Model, 'endpoints' | 'prefer'>]?: Model[Key] | undefined
 }
 
 export interface ChatOptions {
@@ -48,7 +61,11 @@ export interface Endpoint {
   /** Changes the most calls at once. */
   resize(concurrency: number): void
   /** Asks for one chat completion. @throws FspoError unless the status is 2xx; the signal's reason */
-  complete(body: CompletionBody, maxTokens: number, signal: AbortSignal): Promise<Outcome>
+  complete(
+    body: CompletionBody,
+    maxTokens: number,
+    hooks: { signal: AbortSignal; hear?: Call['hear'] },
+  ): Promise<Outcome>
   /** Asks for the list of models. */
   list(signal: AbortSignal): Promise<Outcome>
 }
@@ -59,23 +76,21 @@ interface CompletionBody {
   seed?: number
 }
 
-/** Endpoints of aliases, opened when first asked for; aliases of the same model at the same place share one. */
-export function openEndpoints({ models, environment = {}, simulatorUrl, fetch }: ChatOptions) {
+/** Opens endpoints; the same model at the same place is opened once. */
+export function openEndpoints({
+  environment = {},
+  simulatorUrl,
+  fetch,
+}: Omit<ChatOptions, 'models'>) {
   const endpoints = new Map<string, Endpoint>()
-  const byAlias = new Map<string, Endpoint>()
   const transports: Transport[] = []
 
-  function of(alias: string): Endpoint {
-    const known = byAlias.get(alias)
-    if (known) return known
-    const model = models[alias]
-    if (!model) throw new FspoError('Config', `model '${alias}' is not in models: add it`)
+  function open(alias: string, model: Model): Endpoint {
     const target = describe(alias, model, { environment, simulatorUrl })
     const same = JSON.stringify([target.url, model.model, model.apiKeyEnv])
     const endpoint =
       endpoints.get(same) ?? createEndpoint(target, model, wayTo(target.url, model.concurrency))
     endpoints.set(same, endpoint)
-    byAlias.set(alias, endpoint)
     return endpoint
   }
 
@@ -86,21 +101,11 @@ export function openEndpoints({ models, environment = {}, simulatorUrl, fetch }:
     return transport
   }
 
-  // Aliases of one endpoint share its calls: the last of them that names a number has its way.
-  function resize(concurrency: Readonly<Record<string, number>>): void {
-    const asked = new Map<Endpoint, number>()
-    for (const [alias, endpoint] of byAlias) {
-      const calls = concurrency[alias] ?? asked.get(endpoint) ?? endpoint.model.concurrency
-      asked.set(endpoint, calls)
-    }
-    for (const [endpoint, calls] of asked) endpoint.resize(calls)
-  }
-
   async function close(): Promise<void> {
     await Promise.all(transports.map((transport) => transport.close()))
   }
 
-  return { of, resize, close }
+  return { open, close }
 }
 
 function describe(
@@ -166,13 +171,15 @@ function createEndpoint(
   reuseRequests(client)
   let limitField: 'max_tokens' | 'max_completion_tokens' = 'max_tokens'
 
-  async function complete(body: CompletionBody, maxTokens: number, signal: AbortSignal) {
+  const complete: Endpoint['complete'] = async (body, maxTokens, hooks) => {
+    const { signal, hear } = hooks
     const field = limitField
     const ask = (inner: AbortSignal) =>
       client.chat.completions
         .create({ model: model.model, ...body, [field]: maxTokens }, { signal: inner })
         .asResponse()
     const outcome = await exchange(ask, target, signal)
+    hear?.(readAllowances(outcome.header))
     if (outcome.status < 300) return outcome
     // OpenAI's newer models know the limit by its newer name only
     if (
@@ -181,14 +188,14 @@ function createEndpoint(
       /max_completion_tokens/.test(outcome.text)
     ) {
       limitField = 'max_completion_tokens'
-      return await complete(body, maxTokens, signal)
+      return await complete(body, maxTokens, hooks)
     }
     throw statusError(outcome, target)
   }
 
   const list = (signal: AbortSignal) =>
     exchange((inner) => client.models.list({ signal: inner }).asResponse(), target, signal)
-  const limiter = createLimiter({ name: url, concurrency: model.concurrency })
+  const limiter = createLimiter({ ...model, name: url })
   const resize = (calls: number) => {
     grow(calls)
     limiter.resize(calls)
@@ -232,7 +239,7 @@ export async function checkEndpoint({ target, list, complete }: Endpoint): Promi
   const listed = isUnlisted ? [] : parseModels(outcome.text, target)
   if (listed.includes(target.model)) return
   try {
-    await complete({ messages: [{ role: 'user', content: 'Hi' }] }, 1, signal)
+    await complete({ messages: [{ role: 'user', content: 'Hi' }] }, 1, { signal })
   } catch (error) {
     const type = error instanceof FspoError ? error.type : ''
     if (listed.length > 0 && /^(ModelNotFound|BadRequest)$/.test(type)) {

@@ -5,8 +5,14 @@ import { sha256 } from './hash.ts'
 import type { Store } from './store.ts'
 
 /** What the journal itself reads of a dead letter. */
-export interface Rejected {
+export interface Rejected extends Paid {
   index: number
+}
+
+/** What was paid for an item. */
+export interface Paid {
+  promptTokens: number
+  completionTokens: number
   costUsd: number
 }
 
@@ -26,6 +32,8 @@ export interface Journal<Row, Reject> {
   readonly rows: ReadonlyMap<number, Row>
   /** Dead letters by item index. */
   readonly rejects: ReadonlyMap<number, Reject>
+  /** What was paid for items that have neither. */
+  readonly paid: ReadonlyMap<number, Paid>
   /** Entries that are not in the store yet. */
   pending(): number
   /** Chunks in the store. */
@@ -34,6 +42,8 @@ export interface Journal<Row, Reject> {
   add(index: number, row: Row): void
   /** Adds an item's dead letter. */
   reject(reject: Reject): void
+  /** Notes all that was paid for an item that has neither row nor dead letter when its shard stops. */
+  pay(index: number, paid: Paid): void
   /** Writes what is pending as one chunk; returns the indices that are safe now. One call at a time. */
   flush(): Promise<number[]>
   /** Drops the dead letters, so that their items are made again. */
@@ -46,8 +56,8 @@ interface Entry {
 }
 
 /**
- * Opens the journal of a shard, kept under `prefix` as `chunk-000003-<sha12>.jsonl` (lines { index, row })
- * and `rejects-<sha12>.jsonl`. A file that does not match the hash in its name, and a line that does not fit
+ * Opens the journal of a shard, kept under `prefix` as `chunk-000003-<sha12>.jsonl` (lines { index, row }),
+ * `rejects-<sha12>.jsonl` and `paid-<sha12>.jsonl`. A file that does not match the hash in its name, and a line that does not fit
  * its schema, are passed over, so their items are made again.
  * Where two attempts made the same item, the chunk whose name sorts first wins; a row beats a dead letter.
  */
@@ -55,9 +65,10 @@ export async function openJournal<Row, Reject extends Rejected>(
   options: JournalOptions<Row, Reject>,
 ): Promise<Journal<Row, Reject>> {
   const { store, prefix, schema } = options
-  const { rows, rejects, chunkNames } = await load(options)
+  const { rows, rejects, paid, chunkNames } = await load(options)
   const lines: Entry[] = []
   const deadLines: Entry[] = []
+  const paidLines: Entry[] = []
   let next = 1 + chunkNames.reduce((highest, name) => Math.max(highest, sequenceOf(name)), -1)
   let chunks = chunkNames.length
 
@@ -73,7 +84,13 @@ export async function openJournal<Row, Reject extends Rejected>(
     deadLines.push({ index: dead.index, line: JSON.stringify(dead) })
   }
 
+  function pay(index: number, amount: Paid) {
+    paid.set(index, amount)
+    paidLines.push({ index, line: JSON.stringify({ index, ...amount }) })
+  }
+
   async function flush() {
+    await writeLines(paidLines, (hash) => `paid-${hash}.jsonl`)
     const dead = await writeLines(deadLines, (hash) => `rejects-${hash}.jsonl`)
     const number = String(next).padStart(6, '0')
     const made = await writeLines(lines, (hash) => `chunk-${number}-${hash}.jsonl`)
@@ -93,13 +110,54 @@ export async function openJournal<Row, Reject extends Rejected>(
   }
 
   async function forgetRejects() {
+    for (const [index, dead] of rejects) pay(index, paidOf(dead))
+    await writeLines(paidLines, (hash) => `paid-${hash}.jsonl`)
     rejects.clear()
     const keys = await store.list(`${prefix}/rejects-`)
     await Promise.all(keys.map((key) => store.remove(key)))
   }
 
-  const pending = () => lines.length + deadLines.length
-  return { rows, rejects, pending, chunks: () => chunks, add, reject, flush, forgetRejects }
+  const pending = () => lines.length + deadLines.length + paidLines.length
+  const writing = { pending, chunks: () => chunks, add, reject, pay, flush, forgetRejects }
+  return { rows, rejects, paid, ...writing }
+}
+
+/** What the journal of an unsealed shard says was paid for it, dead letters and items that were left included. */
+export async function readPaid(store: Store, prefix: string): Promise<Paid> {
+  const keys = await store.list(`${prefix}/`)
+  const counted = new Map<number, Paid>()
+  for (const kind of ['chunk', 'rejects', 'paid']) {
+    const names = keys.filter((key) => key.startsWith(`${prefix}/${kind}-`))
+    const found = new Map<number, Paid>()
+    for (const line of await readLines(store, names)) {
+      const index = Number(line['index'])
+      const amount = paidOf(Object(line['row'] ?? line))
+      const known = found.get(index)
+      // Of rows the first counts; of what was paid for an item that was left, the newest: the highest.
+      if (!known || (kind === 'paid' && isMore(amount, known))) found.set(index, amount)
+    }
+    for (const [index, amount] of found) if (!counted.has(index)) counted.set(index, amount)
+  }
+  return [...counted.values()].reduce(addPaid, { promptTokens: 0, completionTokens: 0, costUsd: 0 })
+}
+
+/** The sum of two amounts. */
+export function addPaid(a: Paid, b: Paid): Paid {
+  return {
+    promptTokens: a.promptTokens + b.promptTokens,
+    completionTokens: a.completionTokens + b.completionTokens,
+    costUsd: a.costUsd + b.costUsd,
+  }
+}
+
+function isMore(a: Paid, b: Paid): boolean {
+  return a.promptTokens + a.completionTokens > b.promptTokens + b.completionTokens
+}
+
+/** What was paid, of anything that may say it. */
+function paidOf(of: object): Paid {
+  const { promptTokens = 0, completionTokens = 0, costUsd = 0 }: Partial<Paid> = of
+  return { promptTokens, completionTokens, costUsd }
 }
 
 async function load<Row, Reject extends Rejected>(options: JournalOptions<Row, Reject>) {
@@ -119,7 +177,15 @@ async function load<Row, Reject extends Rejected>(options: JournalOptions<Row, R
     const { success, data } = rejectSchema.safeParse(line)
     if (success && isWanted(data.index) && !rejects.has(data.index)) rejects.set(data.index, data)
   }
-  return { rows, rejects, chunkNames }
+  const paid = new Map<number, Paid>()
+  const paidNames = keys.filter((key) => key.startsWith(`${prefix}/paid-`))
+  for (const line of await readLines(store, paidNames)) {
+    const [index, amount] = [Number(line['index']), paidOf(line)]
+    const known = paid.get(index)
+    const isNew = !known || isMore(amount, known)
+    if (isNew && isWanted(index) && !rejects.has(index)) paid.set(index, amount)
+  }
+  return { rows, rejects, paid, chunkNames }
 }
 
 /** The objects in intact JSON-line files, in the order of the keys. */

@@ -1,20 +1,53 @@
+import type { Allowances } from './allowance.ts'
+import { createBucket, lower, take, waitFor, type Rates } from './buckets.ts'
 import { FspoError } from './errors.ts'
+import { betweenTriesMs, grow, shrink, type Gate, type Outage } from './gate.ts'
 
-/** Admits as many calls to one endpoint as it bears, and none while it asks to wait. */
+/** Admits as many calls to one endpoint as it bears, and none while it asks to wait or is down. */
 export interface Limiter {
   /**
    * Runs a task when there is room. A task that throws a retryable FspoError 'RateLimited' or 'Timeout', or
    * any with `retryAfterMs`, halves the window and holds everyone back: for `retryAfterMs`, or else for
-   * 250 ms, doubled each time in a row.
-   * @throws FspoError 'RateLimited' at once when the wait would be longer than `patienceMs`
+   * 250 ms, doubled each time in a row. After five calls in a row that met no working endpoint, one at a time
+   * tries it, at least every two seconds, until one succeeds.
+   * @throws FspoError when the wait is longer than `patienceMs`: 'RateLimited' at once where the endpoint
+   * said so, 'Endpoint' afterwards where it is down
    */
-  run<Result>(task: () => Promise<Result>, signal: AbortSignal): Promise<Result>
+  run<Result>(
+    task: (call: Call) => Promise<Result>,
+    signal: AbortSignal,
+    options?: RunOptions,
+  ): Promise<Result>
   /** Changes the most calls at once. */
   resize(concurrency: number): void
-  state(): { window: number; active: number; waiting: number; pausedMs: number }
+  /** Whether a call that takes so many tokens could start now. */
+  hasRoom(tokens?: number): boolean
+  state(): {
+    window: number
+    active: number
+    waiting: number
+    pausedMs: number
+    /** Whether the endpoint is taken to be down. */
+    isDown: boolean
+  }
 }
 
-export interface LimiterOptions {
+export interface RunOptions {
+  /** An estimate of the tokens that the call will take. Default 0. */
+  tokens?: number
+  /** How long the call may wait for an endpoint that pauses or is down. Default: the limiter's. */
+  patienceMs?: number
+}
+
+/** What a call in flight tells of itself. */
+export interface Call {
+  /** What it really took, in place of the estimate. */
+  settle(tokens: number): void
+  /** What the endpoint said of its limits. */
+  hear(allowances: Allowances): void
+}
+
+export interface LimiterOptions extends Rates {
   /** For messages: the endpoint's URL. */
   name: string
   /** Most calls at once. */
@@ -26,50 +59,34 @@ export interface LimiterOptions {
 }
 
 interface Waiter {
+  tokens: number
+  patienceMs: number
+  since: number
   admit: () => void
   refuse: (error: unknown) => void
 }
 
-interface Gate extends Required<LimiterOptions> {
-  window: number // calls allowed at once, by now; a fraction until it is used
-  active: number
-  started: number
-  shrunkAt: number // calls started up to this one say nothing about the smaller window
-  pausedUntil: number
-  streak: number // refusals in a row that did not say how long to wait
+interface Queue extends Gate {
+  name: string
+  patienceMs: number
   timer: NodeJS.Timeout | undefined
   waiting: Set<Waiter> // in order of arrival
 }
 
-const maxUnaskedPauseMs = 8000
-
 /** A gate whose window halves when the endpoint refuses (once per window of calls) and grows with success. */
-export function createLimiter({
-  name,
-  concurrency,
-  patienceMs = 10_000,
-  now = () => performance.now(),
-}: LimiterOptions): Limiter {
-  const gate: Gate = {
-    name,
-    concurrency,
-    patienceMs,
-    now,
-    window: concurrency,
-    active: 0,
-    started: 0,
-    shrunkAt: 0,
-    pausedUntil: 0,
-    streak: 0,
-    timer: undefined,
-    waiting: new Set(),
-  }
+export function createLimiter(options: LimiterOptions): Limiter {
+  const gate = createGate(options)
+  const { now } = gate
 
-  async function run<Result>(task: () => Promise<Result>, signal: AbortSignal): Promise<Result> {
-    await enter(gate, signal)
+  async function run<Result>(
+    task: (call: Call) => Promise<Result>,
+    signal: AbortSignal,
+    { tokens = 0, patienceMs = gate.patienceMs }: RunOptions = {},
+  ): Promise<Result> {
+    await enter(gate, { tokens, patienceMs }, signal)
     const serial = ++gate.started
     try {
-      const result = await task()
+      const result = await task(createCall(gate, tokens))
       grow(gate)
       return result
     } catch (error) {
@@ -77,6 +94,7 @@ export function createLimiter({
       throw error
     } finally {
       gate.active--
+      if (serial <= gate.lost.upTo) gate.lost.active = Math.max(0, gate.lost.active - 1)
       admit(gate)
     }
   }
@@ -86,11 +104,14 @@ export function createLimiter({
     active: gate.active,
     waiting: gate.waiting.size,
     pausedMs: Math.max(0, gate.pausedUntil - now()),
+    isDown: gate.outage !== undefined,
   })
-  return { run, state, resize: (calls) => resize(gate, calls) }
+  const hasRoom = (tokens = 0) =>
+    gate.waiting.size === 0 && isFree(gate) && waitMs(gate, tokens) === 0
+  return { run, hasRoom, state, resize: (calls) => resize(gate, calls) }
 }
 
-function resize(gate: Gate, concurrency: number): void {
+function resize(gate: Queue, concurrency: number): void {
   if (concurrency === gate.concurrency) return
   const isWideOpen = gate.window >= gate.concurrency // it was never refused, or has forgotten it
   gate.concurrency = concurrency
@@ -98,11 +119,73 @@ function resize(gate: Gate, concurrency: number): void {
   admit(gate)
 }
 
-function enter(gate: Gate, signal: AbortSignal): Promise<void> {
+function createGate({
+  name,
+  concurrency,
+  rpm,
+  tpm,
+  patienceMs = 10_000,
+  now = () => performance.now(),
+}: LimiterOptions): Queue {
+  return {
+    name,
+    concurrency,
+    patienceMs,
+    now,
+    requests: createBucket(rpm, now()),
+    tokens: createBucket(tpm, now()),
+    window: concurrency,
+    goal: 0,
+    active: 0,
+    started: 0,
+    shrunkAt: 0,
+    pausedUntil: 0,
+    troubles: 0,
+    faults: 0,
+    outage: undefined,
+    lost: { upTo: 0, active: 0 },
+    timer: undefined,
+    waiting: new Set(),
+  }
+}
+
+/** A call that starts now. */
+function createCall(gate: Queue, tokens: number): Call {
+  const { now, requests, tokens: bucket } = gate
+  const at = now()
+  const taken = { requests: requests.taken, tokens: bucket.taken }
+  let held = tokens
+  return {
+    settle(used) {
+      take(gate.tokens, used - held, now())
+      held = used
+    },
+    /** Limits that nobody configured are taken from the endpoint; of the others it says what is left. */
+    hear(allowances) {
+      for (const name of ['requests', 'tokens'] as const) {
+        const { limit = 0, remaining } = allowances[name]
+        if (limit > 0 && gate[name].perMinute === undefined) {
+          gate[name] = { ...createBucket(limit, now()), taken: gate[name].taken }
+        }
+        if (remaining !== undefined) {
+          lower(gate[name], remaining, { at, taken: taken[name], now: now() })
+        }
+      }
+    },
+  }
+}
+
+function enter(
+  gate: Queue,
+  wanted: { tokens: number; patienceMs: number },
+  signal: AbortSignal,
+): Promise<void> {
   signal.throwIfAborted()
   return new Promise((resolve, reject) => {
     const leave = () => signal.removeEventListener('abort', abort)
     const waiter: Waiter = {
+      ...wanted,
+      since: gate.now(),
       admit: () => {
         leave()
         resolve()
@@ -122,54 +205,82 @@ function enter(gate: Gate, signal: AbortSignal): Promise<void> {
   })
 }
 
-function admit(gate: Gate): void {
-  if (gate.waiting.size === 0) return
-  const pausedMs = gate.pausedUntil - gate.now()
-  if (pausedMs > gate.patienceMs) return refuseAll(gate, pausedMs)
-  if (pausedMs > 0) return wakeIn(gate, pausedMs)
+function admit(gate: Queue): void {
+  letIn(gate)
+  refuseImpatient(gate)
+  wakeNext(gate)
+}
+
+function letIn(gate: Queue): void {
   for (const waiter of gate.waiting) {
-    if (gate.active >= Math.floor(gate.window)) return
+    if (!isFree(gate) || waitMs(gate, waiter.tokens) > 0) return
     gate.waiting.delete(waiter)
     gate.active++
+    if (gate.outage) gate.outage.triedAt = gate.now()
+    take(gate.requests, 1, gate.now())
+    take(gate.tokens, waiter.tokens, gate.now())
     waiter.admit()
   }
 }
 
-function refuseAll({ name, waiting }: Gate, pausedMs: number): void {
-  const seconds = Math.ceil(pausedMs / 1000)
+/** Whether the window has a place. */
+function isFree({ active, lost, window, outage, now }: Queue): boolean {
+  if (outage) return now() - outage.triedAt >= betweenTriesMs(outage, now())
+  return active - lost.active < Math.floor(window)
+}
+
+/** How long pauses and buckets hold a call of so many tokens back. */
+function waitMs(gate: Queue, tokens: number): number {
+  const now = gate.now()
+  const held = Math.max(waitFor(gate.requests, 1, now), waitFor(gate.tokens, tokens, now))
+  return Math.max(0, gate.pausedUntil - now, held)
+}
+
+/** Nobody waits longer than they have patience: for a pause that is known, or while the endpoint is down. */
+function refuseImpatient(gate: Queue): void {
+  const { outage, pausedUntil, waiting, now } = gate
+  const pausedMs = pausedUntil - now()
+  if (!outage && pausedMs <= 0) return
   for (const waiter of waiting) {
+    const { since, patienceMs } = waiter
+    const isInVain = outage && now() - Math.max(since, outage.since) >= patienceMs
+    if (!isInVain && pausedMs <= patienceMs) continue
     waiting.delete(waiter)
-    const message = `${name} asks for a pause of ${seconds} s: try again then`
-    const retryAfterMs = Math.ceil(pausedMs)
-    waiter.refuse(new FspoError('RateLimited', message, { retryable: true, retryAfterMs }))
+    waiter.refuse(isInVain ? isDown(gate, outage) : isPaused(gate, pausedMs))
   }
 }
 
-function wakeIn(gate: Gate, ms: number): void {
-  gate.timer ??= setTimeout(() => {
-    gate.timer = undefined
-    admit(gate)
-  }, Math.ceil(ms))
+function isDown({ name, now }: Queue, { since, error }: Outage): FspoError {
+  const seconds = Math.ceil((now() - since) / 1000)
+  const message = `${name} has been down for ${seconds} s: ${error.message}`
+  return new FspoError('Endpoint', message, { retryable: true, cause: error })
 }
 
-/** One window of successes adds a sixteenth of the full width, whatever the width. */
-function grow(gate: Gate): void {
-  gate.streak = 0
-  gate.window = Math.min(gate.concurrency, gate.window + gate.concurrency / 16 / gate.window)
+function isPaused({ name, outage }: Queue, pausedMs: number): FspoError {
+  const seconds = Math.ceil(pausedMs / 1000)
+  const message = outage
+    ? `${name} is down and tried again in ${seconds} s: ${outage.error.message}`
+    : `${name} asks for a pause of ${seconds} s: try again then`
+  const retryAfterMs = Math.ceil(pausedMs)
+  return new FspoError('RateLimited', message, { retryable: true, retryAfterMs })
 }
 
-function shrink(gate: Gate, error: unknown, serial: number): void {
-  if (!(error instanceof FspoError) || !error.retryable) return
-  const { retryAfterMs } = error.details
-  const isRefusal = error.type === 'RateLimited' || error.type === 'Timeout'
-  if (!isRefusal && retryAfterMs === undefined) return
-  if (retryAfterMs !== undefined) pause(gate, retryAfterMs)
-  if (serial <= gate.shrunkAt) return
-  gate.window = Math.max(1, gate.window / 2)
-  gate.shrunkAt = gate.started
-  if (retryAfterMs === undefined) pause(gate, Math.min(maxUnaskedPauseMs, 250 * 2 ** gate.streak++))
+/** When the first in the queue may go, or another try is due, or their patience is over. */
+function wakeNext(gate: Queue): void {
+  const { outage, now } = gate
+  const [first] = gate.waiting
+  if (!first) return
+  const ms = isFree(gate) ? waitMs(gate, first.tokens) : Infinity
+  if (!outage) return wakeIn(gate, ms)
+  const patientUntil = Math.max(first.since, outage.since) + first.patienceMs
+  const triedUntil = outage.triedAt + betweenTriesMs(outage, now())
+  const others = isFree(gate) ? patientUntil : Math.min(patientUntil, triedUntil)
+  wakeIn(gate, Math.min(ms, others - now()))
 }
 
-function pause(gate: Gate, ms: number): void {
-  gate.pausedUntil = Math.max(gate.pausedUntil, gate.now() + ms)
+/** The end of a call wakes by itself. */
+function wakeIn(gate: Queue, ms: number): void {
+  clearTimeout(gate.timer)
+  if (ms === Infinity) return
+  gate.timer = setTimeout(() => admit(gate), Math.max(1, Math.ceil(ms)))
 }

@@ -2,8 +2,18 @@ import { setMaxListeners } from 'node:events'
 
 import { z } from 'zod'
 
-import { checkEndpoint, openEndpoints, type ChatOptions, type Endpoint } from './endpoints.ts'
+import { checkEndpoint, type ChatOptions, type Endpoint } from './endpoints.ts'
 import { FspoError } from './errors.ts'
+import type { Call } from './limiter.ts'
+import {
+  chooseWay,
+  leaveWay,
+  mildest,
+  openRoutes,
+  type Load,
+  type Route,
+  type Way,
+} from './routes.ts'
 import { redact, statusError, type Outcome } from './refusals.ts'
 
 /** One chat completion, asked of a model alias. */
@@ -22,21 +32,25 @@ export interface ChatReply {
   finishReason: string // 'stop', 'length' when cut at maxTokens, or the vendor's word
   endpoint: string // base URL, without credentials
   model: string // as the endpoint calls it
-  attempts: number
+  attempts: number // requests sent, those to endpoints that failed included
   promptTokens: number // as the endpoint reports, else a quarter of the characters
   completionTokens: number
   costUsd: number
 }
 
 /**
- * Sends one request, once.
+ * Sends one request, once to each endpoint of the alias until one answers.
  * @throws FspoError 'Auth', 'ModelNotFound', 'BadRequest' (not retryable), 'RateLimited', 'Timeout',
  * 'ServerError', 'Endpoint', 'MalformedReply', 'EmptyReply'; the signal's reason when aborted
  */
 export type Chat = ((request: ChatRequest) => Promise<ChatReply>) & {
+  /** The most that a request is likely to cost, at the dearest endpoint. */
+  priceUsd?(request: ChatRequest): number
   /** Changes the most calls at once to the models of these aliases; others go back to their own number. */
   resize?(concurrency: Readonly<Record<string, number>>): void
 }
+
+const impatienceMs = 1000 // with an endpoint that pauses or is down, while there are others
 
 const replySchema = z.object({
   model: z.string().nullish(),
@@ -58,34 +72,101 @@ const failureSchema = z.object({
 
 /** Opens the way to the models; `close` ends their connections and whatever is still on them. */
 export function createChat(options: ChatOptions): Chat & { close(): Promise<void> } {
-  const endpoints = openEndpoints(options)
+  const routes = openRoutes(options)
   const chat: Chat = async (request) => {
-    const endpoint = endpoints.of(request.alias)
+    const route = routes.of(request.alias)
     setMaxListeners(0, request.signal) // one per call in flight is no leak
-    const send = () => complete(endpoint, request)
-    return await endpoint.limiter.run(send, request.signal)
+    return await converse(route, request)
   }
-  return Object.assign(chat, { close: endpoints.close, resize: endpoints.resize })
+  const priceUsd = (request: ChatRequest) => {
+    const { promptTokens, tokens } = estimate(request)
+    const { ways } = routes.of(request.alias)
+    return Math.max(
+      ...ways.map(({ endpoint }) => costOf(endpoint, promptTokens, tokens - promptTokens)),
+    )
+  }
+  return Object.assign(chat, { priceUsd, resize: routes.resize, close: routes.close })
+}
+
+/** Asks one endpoint after the other until one answers. */
+async function converse(route: Route, request: ChatRequest): Promise<ChatReply> {
+  const load = estimate(request)
+  const tried = new Set<Way>()
+  const failures: FspoError[] = []
+  let attempts = 0
+  for (;;) {
+    const way = chooseWay(route, load, tried)
+    if (!way) throw mildest(failures)
+    tried.add(way)
+    const { endpoint } = way
+    const hasOthers = tried.size < route.ways.length
+    const options = { tokens: load.tokens, ...(hasOthers && { patienceMs: impatienceMs }) }
+    const send = async (call: Call) => {
+      attempts++
+      return await complete(endpoint, request, call)
+    }
+    try {
+      const reply = await endpoint.limiter.run(send, request.signal, options)
+      return { ...reply, attempts }
+    } catch (error) {
+      if (!(error instanceof FspoError) || !leaveWay(way, error)) throw error
+      failures.push(error)
+    }
+  }
 }
 
 /**
- * Asks each endpoint for its models, so that a wrong URL, key or model is one clear line before a run.
+ * Asks each endpoint for its models, so that a wrong URL, key or model is one clear line before a run. An
+ * endpoint that is only away for now is let pass where the alias has another.
  * @throws FspoError 'Config', 'Auth', 'ModelNotFound', 'Endpoint' or what else the endpoint answers
  */
 export async function checkEndpoints(options: ChatOptions): Promise<void> {
-  const endpoints = openEndpoints(options)
+  const routes = openRoutes(options)
+  const checks = new Map<Endpoint, Promise<void>>()
+  const check = (endpoint: Endpoint) => {
+    const checking = checks.get(endpoint) ?? checkEndpoint(endpoint)
+    checks.set(endpoint, checking)
+    return checking
+  }
   try {
-    const distinct = new Set(Object.keys(options.models).map(endpoints.of))
-    await Promise.all([...distinct].map(checkEndpoint))
+    const all = Object.keys(options.models).map(async (alias) => {
+      const { ways } = routes.of(alias)
+      const ends = await Promise.allSettled(ways.map(({ endpoint }) => check(endpoint)))
+      const failures = ends.flatMap((one) => (one.status === 'rejected' ? [one.reason] : []))
+      const isAway = (error: unknown) => error instanceof FspoError && error.retryable
+      const lasting = failures.find((error) => !isAway(error))
+      if (lasting !== undefined) throw lasting
+      if (failures.length === ways.length) throw failures[0]
+    })
+    await Promise.all(all)
   } finally {
-    await endpoints.close()
+    await routes.close()
   }
 }
 
-async function complete(endpoint: Endpoint, request: ChatRequest): Promise<ChatReply> {
+/** What endpoints count before they answer: a token for four characters, and as many as the reply may have. */
+function estimate({ messages, maxTokens }: ChatRequest): Load {
+  const promptTokens = Math.ceil(lengthOf(messages) / 4)
+  return { promptTokens, tokens: promptTokens + maxTokens }
+}
+
+function lengthOf(messages: ChatRequest['messages']): number {
+  return messages.reduce((sum, { content }) => sum + content.length, 0)
+}
+
+async function complete(endpoint: Endpoint, request: ChatRequest, call: Call): Promise<ChatReply> {
   const { messages, temperature, maxTokens, seed, signal } = request
-  const outcome = await endpoint.complete({ messages, temperature, seed }, maxTokens, signal)
-  return readReply(outcome, endpoint, request)
+  const { hear } = call
+  const body = { messages, temperature, seed }
+  try {
+    const outcome = await endpoint.complete(body, maxTokens, { signal, hear })
+    const reply = readReply(outcome, endpoint, request)
+    call.settle(reply.promptTokens + reply.completionTokens)
+    return reply
+  } catch (error) {
+    if (error instanceof FspoError && error.type === 'RateLimited') call.settle(0)
+    throw error
+  }
 }
 
 function readReply(outcome: Outcome, endpoint: Endpoint, request: ChatRequest): ChatReply {
@@ -94,8 +175,7 @@ function readReply(outcome: Outcome, endpoint: Endpoint, request: ChatRequest): 
   const [choice] = reply.choices
   const text = choice?.message.content ?? ''
   const finishReason = choice?.finish_reason ?? 'stop'
-  const asked = request.messages.reduce((sum, { content }) => sum + content.length, 0)
-  const promptTokens = reply.usage?.prompt_tokens ?? Math.ceil(asked / 4)
+  const promptTokens = reply.usage?.prompt_tokens ?? Math.ceil(lengthOf(request.messages) / 4)
   const completionTokens = reply.usage?.completion_tokens ?? Math.ceil(text.length / 4)
   const costUsd = costOf(endpoint, promptTokens, completionTokens)
   if (text.trim() === '') {
@@ -110,6 +190,8 @@ function readReply(outcome: Outcome, endpoint: Endpoint, request: ChatRequest): 
         retryable: finishReason === 'stop' && !refusal,
         reply: redact(outcome.text, target),
         costUsd,
+        promptTokens,
+        completionTokens,
       },
     )
   }

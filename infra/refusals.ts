@@ -1,5 +1,6 @@
 import { z } from 'zod'
 
+import { readAllowances } from './allowance.ts'
 import { FspoError } from './errors.ts'
 
 /** Whom an error is about. Nothing in here is secret but `key`, which is taken out of every message. */
@@ -52,7 +53,7 @@ export function statusError(outcome: Outcome, target: Target): FspoError {
   const body = parseErrorBody(text)
   const saying = redact((body.message ?? text).replaceAll(/\s+/g, ' ').trim(), target, 300)
   const said = saying ? `: ${saying}` : ''
-  const retryAfterMs = parseRetryAfter(outcome)
+  const retryAfterMs = parseRetryAfter(outcome) ?? untilReset(outcome)
   const details = {
     status,
     reply: redact(text, target),
@@ -164,6 +165,15 @@ export function parseRetryAfter({ header }: Pick<Outcome, 'header'>): number | u
   const seconds = toNumber(given)
   const wait = exact ?? (seconds === undefined ? untilDate(given, header('date')) : seconds * 1000)
   return wait === undefined ? undefined : Math.min(maxRetryAfterMs, Math.max(0, Math.round(wait)))
+}
+
+/** Where a refusal says no more than when its limit begins anew. */
+function untilReset({ status, header }: Outcome): number | undefined {
+  if (status !== 429) return undefined
+  const { requests, tokens } = readAllowances(header)
+  const spent = [requests, tokens].filter(({ remaining }) => remaining === 0)
+  const waits = spent.flatMap(({ resetMs }) => (resetMs === undefined ? [] : [resetMs]))
+  return waits.length === 0 ? undefined : Math.min(maxRetryAfterMs, Math.ceil(Math.max(...waits)))
 }
 
 function toNumber(text: string | null): number | undefined {

@@ -66,8 +66,8 @@ export async function sealShard<Row>(options: {
     contentHash: hashRows(rows, columns.toSorted()),
     bytes: part.byteLength,
     costUsd: total(rows, 'costUsd') + total(rejects, 'costUsd'),
-    promptTokens: total(rows, 'promptTokens'),
-    completionTokens: total(rows, 'completionTokens'),
+    promptTokens: total(rows, 'promptTokens') + total(rejects, 'promptTokens'),
+    completionTokens: total(rows, 'completionTokens') + total(rejects, 'completionTokens'),
     seconds,
   })
 }

@@ -1,3 +1,4 @@
+import { limits } from './benches/limits.ts'
 import { million } from './benches/million.ts'
 import { orchestrate } from './benches/orchestrate.ts'
 import { simulator } from './benches/simulator.ts'
@@ -7,6 +8,7 @@ const benches: Record<string, (args: string[]) => Promise<void>> = {
   simulator,
   orchestrate,
   million,
+  limits,
 }
 
 const [name = '', ...args] = process.argv.slice(2)

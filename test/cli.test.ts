@@ -60,7 +60,10 @@ test('a dry run prints every stage with its key and starts nothing', async () =>
   const folder = freshFolder()
   const { code, stdout } = await fspo(folder, ['run', '--dry-run'])
   assert.equal(code, 0)
-  assert.match(stdout, /\npreferences +generate +[0-9a-f]{12} +18432 +37 +36864\n/)
+  assert.match(
+    stdout,
+    /\npreferences +generate +[0-9a-f]{12} +18432 +37 +36864 +\d+ +\d+ +0.00 +\d+ s\n/,
+  )
   assert.match(stdout, /verdicts +evaluate/)
   assert.ok(!existsSync(join(folder, '.fspo', 'store')))
 })

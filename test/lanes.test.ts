@@ -13,9 +13,9 @@ import { dead, inStore, patient, prefix, row, rowSchema, run, transient } from '
 it('gives poison items up to the dead letters, with what they cost, and seals the rest', () =>
   inStore(async (store) => {
     const summary = await run(store, 60, {
-      async process(_item, { index }) {
-        const reply = { reply: 'Hm?', costUsd: 0.25 }
-        if (index === 7) throw new FspoError('ItemError', 'unreadable', reply)
+      async process(_item, { index, pay }) {
+        if (index === 7) pay({ promptTokens: 0, completionTokens: 0, costUsd: 0.25 })
+        if (index === 7) throw new FspoError('ItemError', 'unreadable', { reply: 'Hm?' })
         if (index === 8) throw new TypeError('no such film')
         if (index === 9) return { ...row(9), attempts: 0.5 }
         return row(index)

@@ -49,7 +49,13 @@ test('at most `concurrency` calls run, the others in order of arrival', async ()
   )
   for (const { succeed } of calls) succeed()
   await Promise.all(calls.map(({ result }) => result))
-  assert.deepEqual(limiter.state(), { window: 2, active: 0, waiting: 0, pausedMs: 0 })
+  assert.deepEqual(limiter.state(), {
+    window: 2,
+    active: 0,
+    waiting: 0,
+    pausedMs: 0,
+    isDown: false,
+  })
 })
 
 test('refusals of one window halve it once, successes widen it to the full again', async () => {
@@ -86,7 +92,13 @@ test('other failures leave the window and everybody else alone', async () => {
       error,
     )
   }
-  assert.deepEqual(limiter.state(), { window: 8, active: 0, waiting: 0, pausedMs: 0 })
+  assert.deepEqual(limiter.state(), {
+    window: 8,
+    active: 0,
+    waiting: 0,
+    pausedMs: 0,
+    isDown: false,
+  })
 })
 
 test('refusals that name no time pause for 250 ms, doubled each time in a row', async () => {

@@ -31,7 +31,8 @@ export function rowsOf(first: number, count: number, text?: string): Map<number,
 export function dead(index: number): Reject {
   const errorClass = 'ItemError'
   const rest = { message: 'unreadable', attempts: 2, reply: 'Hm?\nHm.', costUsd: 0.25 }
-  return { id: `r-${index}`, index, stage: 'responses', errorClass, ...rest }
+  const tokens = { promptTokens: 0, completionTokens: 0 }
+  return { id: `r-${index}`, index, stage: 'responses', errorClass, ...tokens, ...rest }
 }
 
 /** Runs a test with an empty file store, removed afterwards. */

@@ -19,7 +19,7 @@ import type { ExitCode } from './exits.ts'
 import { fetchReport } from './reports.ts'
 import { handleOf, startRun, type RunHandle } from './runs.ts'
 import { withSession, type Session } from './session.ts'
-import { aliasesOf, readSettings, splitModels, type RunFlags } from './settings.ts'
+import { aliasesOf, namesOf, readSettings, splitModels, type RunFlags } from './settings.ts'
 import { watchRun, type Outcome } from './watch.ts'
 import type { RunConfig } from '../activities/spec.ts'
 
@@ -35,7 +35,8 @@ export async function run(
   const { store } = config.operations
   const environment = withStore(readEnvironment(), { flag: flags.store, config: store })
   if (flags.dryRun) {
-    console.log(describePlan(config, parts, flags.json === true))
+    const store = openStore(environment)
+    console.log(await describePlan(config, { parts, store, isJson: flags.json === true }))
     return 'done'
   }
   // Workers elsewhere have engines of their own; one that is missing here would show after an hour of data.
@@ -48,8 +49,8 @@ export async function run(
     await checkEndpoints({ models: real, environment: environment.variables })
   }
   await checkStore(environment)
-  const needed = environment.variables.FSPO_SIMULATOR ? [] : Object.values(simulated)
-  const options = { models: needed.map(({ model }) => model), say: display.say }
+  const needed = environment.variables.FSPO_SIMULATOR ? {} : simulated
+  const options = { models: namesOf(needed), say: display.say }
   return withSession(environment, options, async (session, signal) => {
     const outcome = await follow(session, { environment, config, parts, display, signal })
     display.end()

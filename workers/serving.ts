@@ -11,6 +11,7 @@ import {
 } from './completions.ts'
 import type { Answer, Question } from './mind.ts'
 import type { FaultKind, Faults } from './faults.ts'
+import type { Quota } from './quota.ts'
 
 /** What a server has seen and done since it started. */
 export interface SimulatorCounts {
@@ -19,9 +20,18 @@ export interface SimulatorCounts {
   duplicates: number // completions of a body completed before; 0 unless counted
   promptTokens: number // of completions
   completionTokens: number
+  refusals: number // 429s of the quota
+  byModel: Record<string, ModelCounts>
   faults: Partial<Record<FaultKind, number>>
   connections: number // sockets ever opened
   cpuMs: number // CPU time of the whole process
+}
+
+/** Completions of one model and their tokens. */
+export interface ModelCounts {
+  completions: number
+  promptTokens: number
+  completionTokens: number
 }
 
 /** What one server works with. */
@@ -29,6 +39,7 @@ export interface Serving {
   answer: (question: Question) => Answer
   models: string[]
   faults: Faults
+  quota: Quota
   apiKey: string | undefined
   completed: Set<number> | undefined // hashes of bodies
   counts: SimulatorCounts
@@ -41,7 +52,8 @@ const defaultMaxTokens = 4096
 /** The counts by now, a copy. */
 export function currentCounts({ counts }: Serving): SimulatorCounts {
   const { user, system } = process.cpuUsage()
-  return { ...counts, faults: { ...counts.faults }, cpuMs: (user + system) / 1000 }
+  const copies = structuredClone({ faults: counts.faults, byModel: counts.byModel })
+  return { ...counts, ...copies, cpuMs: (user + system) / 1000 }
 }
 
 /** Answers one HTTP request; whatever goes wrong inside is a 500. */
@@ -127,28 +139,60 @@ function readBody(
 
 function takeRequest(serving: Serving, body: string, response: ServerResponse): void {
   serving.counts.requests++
+  const request = parseRequest(body)
+  if (!('status' in request)) {
+    const refusal = admit(serving, request, response)
+    if (refusal) return sendError(response, refusal)
+  }
   const { kind, delayMs } = serving.faults.draw(body)
-  const answerNow = () => guard(response, () => reply(serving, { body, kind }, response))
+  const answerNow = () => guard(response, () => reply(serving, { body, request, kind }, response))
   if (delayMs > 0) setTimeout(answerNow, delayMs)
   else answerNow()
 }
 
-function reply(
-  serving: Serving,
-  { body, kind }: { body: string; kind: FaultKind | undefined },
+/** Charges the quota; what a reply did not take is given back once that is known. */
+function admit(
+  { quota, models, counts }: Serving,
+  request: CompletionRequest,
   response: ServerResponse,
-): void {
+): ApiError | undefined {
+  if (!models.includes(request.model)) return undefined
+  const refusal = quota.admit(request.model, countPrompt(request) + limitOf(request))
+  if (refusal) counts.refusals++
+  // As they stand when the request is let in: the real API tells no more of what came after.
+  for (const [name, value] of Object.entries(quota.headers(request.model))) {
+    response.setHeader(name, value)
+  }
+  return refusal
+}
+
+function countPrompt({ messages }: CompletionRequest): number {
+  return messages.reduce((sum, { content }) => sum + countTokens(content), 0)
+}
+
+function limitOf({ max_completion_tokens, max_tokens }: CompletionRequest): number {
+  return max_completion_tokens ?? max_tokens ?? defaultMaxTokens
+}
+
+/** A request as it came and as it was read, and the fault it is to meet. */
+interface Taken {
+  body: string
+  request: CompletionRequest | ApiError
+  kind: FaultKind | undefined
+}
+
+function reply(serving: Serving, taken: Taken, response: ServerResponse): void {
+  const { request, kind } = taken
   if (response.destroyed) return // the client left during the delay
   if (kind) serving.counts.faults[kind] = (serving.counts.faults[kind] ?? 0) + 1
   if (kind === 'hang') return
   if (kind === 'hangup') return void response.socket?.destroy()
   if (kind === '429' || kind === '500')
     return sendError(response, injectedError(kind, serving.faults))
-  const request = parseRequest(body)
   if ('status' in request) return sendError(response, request)
   if (!serving.models.includes(request.model))
     return sendError(response, noSuchModel(request.model))
-  const text = completeChat(serving, request, { body, kind })
+  const text = completeChat(serving, request, taken)
   if (kind === 'malformed') return sendJson(response, 200, text.slice(0, text.length / 2))
   if (kind === 'truncated-body') return breakOff(response, text)
   sendJson(response, 200, text)
@@ -165,13 +209,9 @@ function injectedError(kind: '429' | '500', faults: Faults): ApiError {
   return { status: 500, error: { message, type: 'server_error', param, code: null } }
 }
 
-function completeChat(
-  serving: Serving,
-  request: CompletionRequest,
-  { body, kind }: { body: string; kind: FaultKind | undefined },
-): string {
+function completeChat(serving: Serving, request: CompletionRequest, { body, kind }: Taken): string {
   const { model, messages, temperature, seed } = request
-  const maxTokens = request.max_completion_tokens ?? request.max_tokens ?? defaultMaxTokens
+  const maxTokens = limitOf(request)
   const draft = serving.answer({
     messages,
     model,
@@ -184,23 +224,25 @@ function completeChat(
     draft,
     kind === 'truncated-text' ? Math.min(half, maxTokens) : maxTokens,
   )
-  let promptTokens = 0
-  for (const message of messages) promptTokens += countTokens(message.content)
-  const usage = { promptTokens, completionTokens: countTokens(answer.text) }
-  if (kind === undefined || kind === 'truncated-text') recordCompletion(serving, body, usage)
+  const usage = { promptTokens: countPrompt(request), completionTokens: countTokens(answer.text) }
+  serving.quota.refund(model, maxTokens - usage.completionTokens)
+  if (kind === undefined || kind === 'truncated-text') record(serving, { body, model, usage })
   return completionBody(answer, usage, { id: `chatcmpl-${serving.serial}`, model })
 }
 
-function recordCompletion(
+function record(
   { counts, completed }: Serving,
-  body: string,
-  usage: { promptTokens: number; completionTokens: number },
+  done: { body: string; model: string; usage: Omit<ModelCounts, 'completions'> },
 ): void {
-  counts.completions++
-  counts.promptTokens += usage.promptTokens
-  counts.completionTokens += usage.completionTokens
+  const none = { completions: 0, promptTokens: 0, completionTokens: 0 }
+  const ofModel = (counts.byModel[done.model] ??= none)
+  for (const count of [counts, ofModel]) {
+    count.completions++
+    count.promptTokens += done.usage.promptTokens
+    count.completionTokens += done.usage.completionTokens
+  }
   if (!completed) return
-  const hash = createHash('sha1').update(body).digest().readUIntBE(0, 6)
+  const hash = createHash('sha1').update(done.body).digest().readUIntBE(0, 6)
   if (completed.has(hash)) counts.duplicates++
   completed.add(hash)
 }

@@ -12,7 +12,9 @@ import {
 } from '../activities/spec.ts'
 import type { Part } from '../activities/stages.ts'
 import { readConfig } from '../infra/config.ts'
+import type { Model } from '../infra/endpoints.ts'
 import { FspoError } from '../infra/errors.ts'
+import { placesOf } from '../infra/routes.ts'
 
 /** What the command line says about a run. */
 export interface RunFlags {
@@ -93,12 +95,29 @@ export function aliasesOf(spec: Spec, parts: readonly Part[]): string[] {
   ]
 }
 
-/** The models of these aliases that an endpoint of the configuration serves, and those of the simulator. */
-export function splitModels({ operations }: RunConfig, aliases: string[]) {
+/** What of these aliases endpoints of the configuration serve, and what the simulator does. */
+export function splitModels({ operations }: Pick<RunConfig, 'operations'>, aliases: string[]) {
   const entries = Object.entries(operations.models).filter(([alias]) => aliases.includes(alias))
-  const isReal = ([, { baseUrl }]: (typeof entries)[number]) => baseUrl !== undefined
+  const kept = (isKept: (place: Model) => boolean): Record<string, Model> =>
+    Object.fromEntries(
+      entries.flatMap(([alias, model]) => {
+        const places = placesOf(model).filter(isKept)
+        return places.length === 0 ? [] : [[alias, { ...model, endpoints: places }]]
+      }),
+    )
   return {
-    real: Object.fromEntries(entries.filter(isReal)),
-    simulated: Object.fromEntries(entries.filter((entry) => !isReal(entry))),
+    real: kept(({ baseUrl }) => baseUrl !== undefined),
+    simulated: kept(({ baseUrl }) => baseUrl === undefined),
   }
+}
+
+/** The names under which the simulator must know these models. */
+export function namesOf(models: Record<string, Model>): string[] {
+  return [
+    ...new Set(
+      Object.values(models)
+        .flatMap(placesOf)
+        .map(({ model }) => model),
+    ),
+  ]
 }

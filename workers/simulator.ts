@@ -6,6 +6,7 @@ import { defaultOperations } from '../activities/presets.ts'
 import { FspoError } from '../infra/errors.ts'
 import { createFaults, parseRates, type FaultOptions } from './faults.ts'
 import { createMind, defaultBiases, type Answer, type Question } from './mind.ts'
+import { createQuota, type QuotaOptions } from './quota.ts'
 import { currentCounts, serve, type Serving, type SimulatorCounts } from './serving.ts'
 
 export interface SimulatorOptions {
@@ -17,6 +18,8 @@ export interface SimulatorOptions {
   port?: number
   host?: string
   faults?: FaultOptions
+  /** What it allows; the rest is 429. Default: anything. */
+  quota?: QuotaOptions
   /** When set, requests without `Authorization: Bearer <apiKey>` are 401. */
   apiKey?: string | undefined
   /** Whether to remember a hash of each completed body (48 bits each). Default false. */
@@ -42,6 +45,7 @@ export async function startSimulator({
   port = 0,
   host = '127.0.0.1',
   faults = {},
+  quota = {},
   apiKey,
   countDuplicates = false,
 }: SimulatorOptions): Promise<Simulator> {
@@ -49,6 +53,7 @@ export async function startSimulator({
     answer,
     models,
     faults: createFaults(faults),
+    quota: createQuota(quota),
     apiKey,
     completed: countDuplicates ? new Set() : undefined,
     counts: {
@@ -57,6 +62,8 @@ export async function startSimulator({
       duplicates: 0,
       promptTokens: 0,
       completionTokens: 0,
+      refusals: 0,
+      byModel: {},
       faults: {},
       connections: 0,
       cpuMs: 0,
@@ -113,6 +120,9 @@ function readFlags() {
       'retry-after-form': { type: 'string', default: 'ms' },
       'latency-ms': { type: 'string', default: '0' },
       'latency-rate': { type: 'string', default: '1' },
+      rpm: { type: 'string', default: '0' }, // 0: any number
+      tpm: { type: 'string', default: '0' },
+      'burst-ms': { type: 'string', default: '1000' },
       'api-key-env': { type: 'string' },
       'count-duplicates': { type: 'boolean', default: false },
       'with-parent': { type: 'boolean', default: false }, // ends when its stdin ends
@@ -131,6 +141,11 @@ function readFlags() {
     judge: {
       positionBias: parseNumber('position-bias', values['position-bias']),
       errorRate: parseNumber('error-rate', values['error-rate']),
+    },
+    quota: {
+      rpm: parseNumber('rpm', values.rpm),
+      tpm: parseNumber('tpm', values.tpm),
+      burstMs: parseNumber('burst-ms', values['burst-ms']),
     },
     faults: {
       rates: parseRates(values.fault),
@@ -164,6 +179,7 @@ async function main(): Promise<void> {
     apiKey,
     countDuplicates: flags['count-duplicates'],
     faults: flags.faults,
+    quota: flags.quota,
   })
   const end = () => void simulator.close().then(() => process.exit())
   process.once('SIGTERM', end).once('SIGINT', end)

@@ -3,7 +3,7 @@ import { FspoError } from '../infra/errors.ts'
 import { checkStore, readEnvironment, withStore } from './deps.ts'
 import type { ExitCode } from './exits.ts'
 import { withSession } from './session.ts'
-import { readSettings } from './settings.ts'
+import { namesOf, readSettings, splitModels } from './settings.ts'
 import { readStack, type StackInfo } from './stackfile.ts'
 
 /** Flags of `fspo up`. */
@@ -17,17 +17,15 @@ export interface UpFlags {
 
 /** `fspo up`: the whole stack until Ctrl-C. @throws FspoError 'StackRunning' and what withSession throws */
 export async function up({ config, store: flag, ...ports }: UpFlags): Promise<ExitCode> {
-  const { models, store } = config
-    ? (await readSettings({ config }, [])).operations
-    : defaultOperations
-  const environment = withStore(readEnvironment(), { flag, config: store })
+  const operations = config ? (await readSettings({ config }, [])).operations : defaultOperations
+  const environment = withStore(readEnvironment(), { flag, config: operations.store })
   const running = readStack(environment.home)
   if (running) throw upAlready(`process ${running.owner.pid}, ${running.ui || running.address}`)
   await checkStore(environment)
-  const simulated = Object.values(models).filter(({ baseUrl }) => baseUrl === undefined)
+  const { simulated } = splitModels({ operations }, Object.keys(operations.models))
   return withSession(
     environment,
-    { ...ports, models: simulated.map(({ model }) => model), say: console.log },
+    { ...ports, models: namesOf(simulated), say: console.log },
     async ({ stack }, signal) => {
       if (!stack) throw upAlready('elsewhere: workers serve the queue fspo')
       printStack(stack.info)

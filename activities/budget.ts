@@ -1,0 +1,55 @@
+import { createLedger, type Ledger } from '../infra/ledger.ts'
+import type { Store } from '../infra/store.ts'
+import { createPurse, type Purse } from './purse.ts'
+import type { Run } from './runs.ts'
+import { noteOpenings, spentBy } from './spend.ts'
+import { stageNames } from './stage.ts'
+import { partOf, type Part } from './stages.ts'
+
+/** The purses of one process, one per run. */
+export interface Purses {
+  /** A run's purse, undefined while it has no budget. */
+  of(run: Run): Promise<Purse | undefined>
+}
+
+/** Money for the shards of one process; `capOf` says a run's budget by now, in dollars. */
+export function createPurses(
+  store: Store,
+  capOf: (run: Run) => Promise<number | undefined>,
+): Purses {
+  const purses = new Map<string, { purse: Purse; run: Run }>()
+
+  return {
+    async of(run) {
+      const { run: name } = run.config
+      if ((await capOf(run)) === undefined) return undefined
+      const known = purses.get(name)
+      if (known) {
+        known.run = run
+        return known.purse
+      }
+      const own = { run }
+      const cap = () => capOf(own.run)
+      const purse = createPurse({ run: name, ledger: ledgerOf(store, name), cap })
+      purses.set(name, Object.assign(own, { purse }))
+      return purse
+    },
+  }
+}
+
+/** Begins a run's account: what it has spent before counts, what it finds in the store does not. */
+export async function openBudget(store: Store, run: Run, parts: readonly Part[]): Promise<void> {
+  const { run: name, operations } = run.config
+  const ledger = ledgerOf(store, name)
+  if (operations.budgetUsd === undefined && (await ledger.total()) === undefined) return
+  const folders = stageNames
+    .filter((stage) => parts.includes(partOf[stage]) && run.stage(stage).kind === 'items')
+    .map((stage) => run.prefix(stage))
+  await noteOpenings(store, name, folders)
+  const { costUsd } = await spentBy(store, name, folders)
+  await ledger.open(costUsd)
+}
+
+function ledgerOf(store: Store, run: string): Ledger {
+  return createLedger(store, `runs/${run}/budget`)
+}
