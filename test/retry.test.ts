@@ -34,7 +34,7 @@ function spoil() {
     if (stage !== 'responses') return
     if (index === 3) throw new FspoError('BadRequest', 'the prompt is refused')
     if (![7, 8, 20].includes(index)) return
-    throw new FspoError('ItemError', 'unreadable', { reply: 'Aye.', costUsd: 0.5 })
+    throw new FspoError('ItemError', 'unreadable', { reply: 'Aye.' })
   }
 }
 
@@ -72,8 +72,9 @@ test('a dead letter holds item, stage, class, attempts, raw reply and cost', asy
   const letters = await readRejects(workers.store, `${first}/shard-00001`, rejectSchema)
   const { id, ...letter } = letters[0]!
   assert.match(id, /^[0-9a-f]{12}-7$/)
-  const said = { errorClass: 'ItemError', message: 'unreadable', reply: 'Aye.', costUsd: 0.5 }
-  assert.deepEqual(letter, { index: 7, stage: 'responses', attempts: 1, ...said })
+  const said = { errorClass: 'ItemError', message: 'unreadable', reply: 'Aye.' }
+  const paid = { costUsd: 0, promptTokens: 0, completionTokens: 0 } // it asked no model
+  assert.deepEqual(letter, { index: 7, stage: 'responses', attempts: 1, ...said, ...paid })
   const [group] = groupLetters(letters)
   assert.deepEqual([group?.errorClass, group?.letters.length], ['ItemError', 2])
 })
