@@ -55,7 +55,7 @@ test("Temporal's interface shows what a run did, what an activity is for, and wh
   const deps = { client: server.client, store: workers.store }
   toys.before.item = (stage, index) => {
     if (stage !== 'responses' || index !== 3) return
-    throw new FspoError('ItemError', 'unreadable', { reply: 'Aye.', costUsd: 0.5 })
+    throw new FspoError('ItemError', 'unreadable', { reply: 'Aye.' })
   }
   const good = await startRun(deps, toyConfig('good', { spec: { seed: 41 } }), ['generate'])
   await good.handle.result()
