@@ -74,8 +74,8 @@ test("Temporal's interface shows what a run did, what an activity is for, and wh
   const said = (pattern: RegExp) => assert.ok(pattern.test(details), details.slice(-2000))
   said(/generate of good, domain reviews, seed 41/)
   said(/stage +state +items +rejects +\$ +seconds\n/)
-  said(/\nresponses +sealed +24 +1 +0\.50 +\d+\.\d\n/)
-  said(/\$0\.50, 1 rejects, 0 tokens in, 0 out/)
+  said(/\nresponses +sealed +24 +1 +0\.00 +\d+\.\d\n/)
+  said(/\$0\.00, 1 rejects, 0 tokens in, 0 out/)
   const stage = await page('fspo/good/responses/p000', 'timeline')
   for (const summary of ['plan responses', 'responses from item 5', 'seal responses']) {
     assert.ok(stage.includes(summary), summary)
