@@ -176,10 +176,15 @@ test('pause lets shards in flight finish and starts no other; resume goes on', a
   await reached
   const paused = await handle.executeUpdate<RunProgress, []>('pause')
   assert.equal(paused.paused, true)
+  const stage = server.client.workflow.getHandle('fspo/paused/responses/p000')
+  const isTold = async () => {
+    const { events = [] } = await stage.fetchHistory()
+    return events?.some((event) => event.workflowExecutionSignaledEventAttributes) ?? false
+  }
+  while (!(await isTold())); // its part passes the word on
   open()
   const isOneDone = ({ stage, shardsDone }: StageView) => stage === 'responses' && shardsDone === 1
   await until('paused', ({ stages }) => stages.some(isOneDone))
-  const stage = server.client.workflow.getHandle('fspo/paused/responses/p000')
   const { events } = await stage.fetchHistory()
   const begun = events?.map((event) => event.activityTaskScheduledEventAttributes?.activityId)
   assert.deepEqual(begun?.filter(Boolean), ['plan', 'shard-00000'])
