@@ -32,6 +32,8 @@ export interface Server {
   /** Link to its web interface; nobody answers there unless it was asked for. */
   ui: string
   client: Client
+  /** Kills the server and starts it again on its own database. */
+  restart(): Promise<void>
   stop(): Promise<void>
 }
 
@@ -46,7 +48,8 @@ export async function startTemporal({ hasUi = false } = {}): Promise<Server> {
     uiPort,
     file: join(folder, 'temporal.db'),
   })
-  const child = spawn(command, hasUi ? args : [...args, '--headless'], { stdio: 'ignore' })
+  const start = () => spawn(command, hasUi ? args : [...args, '--headless'], { stdio: 'ignore' })
+  let child = start()
   const kill = () => child.kill('SIGKILL')
   process.on('exit', kill)
   const target = { connectionOptions: { address: `127.0.0.1:${port}` }, namespace: 'default' }
@@ -57,7 +60,14 @@ export async function startTemporal({ hasUi = false } = {}): Promise<Server> {
     if (child.exitCode === null) await once(child, 'exit')
     process.off('exit', kill)
   }
-  return { target, ui: `http://127.0.0.1:${uiPort}`, client, stop }
+  async function restart() {
+    kill()
+    await once(child, 'exit')
+    child = start()
+    const again = await connectClient(target, { timeoutMs: 30_000 })
+    await again.connection.close()
+  }
+  return { target, ui: `http://127.0.0.1:${uiPort}`, client, restart, stop }
 }
 
 /** Workers for all queues in this process, making toy stages with the scripted engine. */
