@@ -152,7 +152,12 @@ function outcomeOf(
 
 /** New model minus champion on the same held-out users and questions, from the night's report. */
 async function compare(store: Store, run: string, measure: string) {
-  const { paired } = pairedSchema.parse(await readJson(store, `runs/${run}/report.json`))
+  const path = `runs/${run}/report.json`
+  const report = pairedSchema.safeParse(await readJson(store, path))
+  if (!report.success) {
+    throw new FspoError('Corrupt', `${path} in ${store.url} is no report: run the night again`)
+  }
+  const { paired } = report.data
   const { fspo, champion } = systemNames
   const row = paired.find((one) => one.a === fspo && one.b === champion && one.measure === measure)
   return row?.difference ?? null

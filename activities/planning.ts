@@ -7,7 +7,7 @@ import { shardPrefix } from '../infra/shards.ts'
 import type { Store } from '../infra/store.ts'
 import { openBudget } from './budget.ts'
 import { pinOf } from './keys.ts'
-import type { Run, Runs } from './runs.ts'
+import { readJson, type Run, type Runs } from './runs.ts'
 import { stageNames, type StageName } from './stage.ts'
 import { partOf, type Part } from './stages.ts'
 import { readSteering } from './steering.ts'
@@ -155,8 +155,13 @@ export async function openSame(runs: Runs, { run: name, stage, key }: StageRef):
 
 /** How a stage was cut into shards when it was begun; the first planner decides, so that resuming fits. */
 export async function readLayout(store: Store, prefix: string): Promise<Layout> {
-  const bytes = await store.get(`${prefix}/layout.json`)
-  return layoutSchema.parse(JSON.parse(new TextDecoder().decode(bytes)))
+  const key = `${prefix}/layout.json`
+  const parsed = layoutSchema.safeParse(await readJson(store, key))
+  if (parsed.success) return parsed.data
+  throw new FspoError(
+    'Corrupt',
+    `${key} in ${store.url} is no layout of shards: remove ${prefix} and run again`,
+  )
 }
 
 async function settleLayout(store: Store, prefix: string, layout: Layout): Promise<Layout> {
