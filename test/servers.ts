@@ -13,6 +13,7 @@ import { createFileStore } from '../infra/store.ts'
 import { createEngine } from '../infra/engine.ts'
 import { engineEventSchema } from '../activities/contract.ts'
 import { bundleWorkflows } from '../workers/bundle.ts'
+import type { Deployment } from '../workers/deployment.ts'
 import { packageRoot } from '../workers/paths.ts'
 import { choosePort } from '../workers/ports.ts'
 import {
@@ -71,8 +72,15 @@ export async function startTemporal({ hasUi = false } = {}): Promise<Server> {
 }
 
 /** Workers for all queues in this process, making toy stages with the scripted engine. */
-export async function startWorkers(server: Server, toys: Toys) {
-  const folder = mkdtempSync(join(tmpdir(), 'fspo-toys-'))
+export async function startWorkers(
+  server: Server,
+  toys: Toys,
+  {
+    folder = mkdtempSync(join(tmpdir(), 'fspo-toys-')),
+    bundle,
+    deployment,
+  }: { folder?: string; bundle?: string; deployment?: Deployment } = {},
+) {
   const store = createFileStore(join(folder, 'store'))
   const command = [process.execPath, '--import', import.meta.resolve('tsx'), script]
   const engine = createEngine({ command, events: engineEventSchema, graceMs: 5_000 })
@@ -89,7 +97,8 @@ export async function startWorkers(server: Server, toys: Toys) {
     queues: [...queueNames],
     target: server.target,
     activities,
-    bundle: await bundleWorkflows(join(packageRoot, '.fspo', 'cache')),
+    bundle: bundle ?? (await bundleWorkflows(join(packageRoot, '.fspo', 'cache'))),
+    deployment,
     logger: pino({ level: 'silent' }),
     signal: stop.signal,
   })
