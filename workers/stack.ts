@@ -105,12 +105,17 @@ function workerCommand(name: keyof typeof workerQueues): string[] {
   return [...program('worker', flags), '--with-parent', '--queues', workerQueues[name].join(',')]
 }
 
-function createChildren({ home, env, onDeath, onHopeless }: StackOptions, info: StackInfo) {
+function createChildren(
+  { home, env, temporal, onDeath, onHopeless }: StackOptions,
+  info: StackInfo,
+) {
   const children: Child[] = []
   const guards = new Map<string, () => void>()
   let isOver = false
+  // Keys and certificates of another server are none of our own server's business.
+  const given = Object.entries(env).filter(([name]) => temporal || !name.startsWith('TEMPORAL_'))
   const childEnv = {
-    ...env,
+    ...Object.fromEntries(given),
     FSPO_HOME: home,
     TEMPORAL_ADDRESS: info.address,
     TEMPORAL_NAMESPACE: info.namespace,
