@@ -81,6 +81,14 @@ function createProgram(finish: (code: ExitCode) => void): Command {
       const { up } = await import('./up.ts')
       finish(await up(flags))
     })
+  addBuilds(program, finish)
+  addOperations(program, finish)
+  addSchedules(program, finish)
+  return program
+}
+
+/** Workers, and which build of them has the work. */
+function addBuilds(program: Command, finish: (code: ExitCode) => void) {
   program
     .command('worker')
     .description('serve task queues until stopped')
@@ -109,9 +117,6 @@ function createProgram(finish: (code: ExitCode) => void): Command {
       const { rollOut } = await import('./rollout.ts')
       finish(await rollOut(flags))
     })
-  addOperations(program, finish)
-  addSchedules(program, finish)
-  return program
 }
 
 /** Commands on a run that exists. */
