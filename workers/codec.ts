@@ -15,8 +15,9 @@ const encoding = 'binary/encrypted'
 const headSchema = z.record(z.string(), z.string())
 
 /**
- * Seals all that goes to Temporal's history: arguments, results, heartbeats, memos, summaries. Names stay
- * readable: workflow and activity ids, types, queues, search attributes. Without keys nothing is sealed.
+ * Seals all that goes to Temporal's history: arguments, results, heartbeats, memos, summaries. Readable stay
+ * names (workflow and activity ids, types, queues), search attributes and failure messages. Without keys
+ * nothing is sealed.
  * @throws FspoError 'Config' for keys that are none
  */
 export function readConverter(
