@@ -48,7 +48,7 @@ const idleAttempts = 3
 export function createActivities(deps: Dependencies) {
   const stages = deps.stages ?? stageTable
   const runs = createRuns(deps, stages)
-  const nights = { store: deps.store, stages }
+  const nights = { store: deps.store, stages, runs }
   const planning = { runs, store: deps.store }
   const steering = createSteering(deps.store)
   // Read anew each time: a shard that goes on at once after a new budget must not meet the old one.

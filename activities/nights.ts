@@ -6,7 +6,7 @@ import type { Store } from '../infra/store.ts'
 import { films } from './films.ts'
 import { stageKey, type StageTable } from './keys.ts'
 import { readSchedule, scheduleSchema, type NightConfig, type Schedule } from './schedules.ts'
-import { configKey, readJson, readRunConfig, writeConfig } from './runs.ts'
+import { configKey, readJson, readRunConfig, writeConfig, type Runs } from './runs.ts'
 import type { Spec } from './spec.ts'
 import { partNames, type Part } from './stages.ts'
 import { systemNames } from './systems.ts'
@@ -17,7 +17,7 @@ export interface NightRef extends NightConfig {
 }
 
 const date = z.iso.date()
-const key = z.string()
+const hash = z.string()
 const bound = z.number().nullable()
 
 /**
@@ -30,7 +30,7 @@ const recordSchema = z.strictObject({
   schedule: z.string(),
   date,
   run: z.string(),
-  keys: z.strictObject({ base: key, 'pref-ft': key, pooled: key, fspo: key }),
+  keys: z.strictObject({ base: hash, 'pref-ft': hash, pooled: hash, fspo: hash }),
   parent: date.nullable(), // the night whose models were trained further
   champion: date.nullable(), // the night whose model was to be beaten
   measure: scheduleSchema.shape.measure,
@@ -78,14 +78,14 @@ export async function planNight(
 
 /** Records what became of a night, once: what stands already is returned. */
 export async function closeNight(
-  { store, stages }: Nights,
+  { store, stages, runs }: Nights & { runs: Runs },
   { run, ...ref }: NightRef & { run: string },
 ): Promise<NightRecord> {
   const schedule = await readSchedule(store, ref)
   const folder = folderOf(schedule, stages)
   const night = await readNight(store, run)
   const records = await readNights(store, folder)
-  const spec: Spec = { ...schedule.spec, night }
+  const { key } = await runs.open(run)
   const of = (fspo: string | undefined) =>
     records.findLast((record) => record.keys.fspo === fspo)?.date ?? null
   const { measure, evaluate } = schedule
@@ -96,10 +96,10 @@ export async function closeNight(
     date: ref.date,
     run,
     keys: {
-      base: stageKey(stages, 'base', spec),
-      'pref-ft': stageKey(stages, 'pref-ft', spec),
-      pooled: stageKey(stages, 'pooled', spec),
-      fspo: stageKey(stages, 'fspo', spec),
+      base: key('base'),
+      'pref-ft': key('pref-ft'),
+      pooled: key('pooled'),
+      fspo: key('fspo'),
     },
     parent: of(night.start?.fspo),
     champion: of(night.champion),

@@ -11,7 +11,7 @@ import { readLayout } from '../activities/planning.ts'
 import { presets } from '../activities/presets.ts'
 import { personaSchema } from '../activities/records.ts'
 import { readChoice, readProse } from '../activities/replies.ts'
-import { readRunConfig } from '../activities/runs.ts'
+import { createRuns, readRunConfig } from '../activities/runs.ts'
 import { readSchedule, type Schedule } from '../activities/schedules.ts'
 import { stageTable } from '../activities/stages.ts'
 import { createCipher, parseKeys } from '../infra/cipher.ts'
@@ -131,6 +131,12 @@ function storeOf(text: string | Uint8Array): Store {
   }
 }
 
+function nightsOf(store: Store) {
+  const none = () => assert.fail('nothing is made')
+  const deps = { store, folder: '', versions: {}, chat: none, engine: none }
+  return { store, stages: stageTable, runs: createRuns(deps, stageTable) }
+}
+
 test('any reply of an endpoint is a text or one clear line, and never shows the key', async () => {
   const message = { role: 'assistant', content: `fine, ${secret}`, refusal: null }
   const reply = {
@@ -222,7 +228,7 @@ test('any manifest, layout, run, schedule or night in the store is read or named
   const any = spoilt({ ...night, ...schedule, paired: [] })
   const due = { ...ref, date: '2026-03-31', run: 'nightly-2026-03-31' }
   await fc.assert(
-    fc.asyncProperty(any, (text) => tame(() => closeNight({ store: storeOf(text), stages }, due))),
+    fc.asyncProperty(any, (text) => tame(() => closeNight(nightsOf(storeOf(text)), due))),
     { ...runs, numRuns: 50 },
   )
 })

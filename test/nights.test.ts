@@ -30,7 +30,9 @@ const night = { ...evening, start: { pooled: key('c'), fspo: key('d') }, champio
 /** A schedule in a store of its own, whose nights are played by writing their reports. */
 function theatre(spec: Spec = tiny) {
   const store = createFileStore(mkdtempSync(join(tmpdir(), 'fspo-nights-')))
-  const context = { store, stages: stageTable }
+  const none = () => assert.fail('nothing is made')
+  const deps = { store, folder: '', versions: {}, chat: none, engine: none }
+  const context = { store, stages: stageTable, runs: createRuns(deps, stageTable) }
   const schedule: Schedule = {
     v: 1,
     name: 'nightly',

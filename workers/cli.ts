@@ -3,6 +3,7 @@ import { Command, CommanderError, InvalidArgumentError } from 'commander'
 
 import { FspoError } from '../infra/errors.ts'
 import { exitCodes, type ExitCode } from './exits.ts'
+import { addSchedules } from './nights.ts'
 import type { LetterFlags } from './rejects.ts'
 import type { RetryFlags } from './retry.ts'
 import type { ExportFlags } from './export.ts'
@@ -225,68 +226,6 @@ function addSteering(program: Command, finish: (code: ExitCode) => void) {
       const calls = text === undefined ? undefined : readPositive(text)
       finish(await concurrency(run, calls, flags))
     })
-}
-
-/** `fspo schedule …`: nights. */
-function addSchedules(program: Command, finish: (code: ExitCode) => void) {
-  const schedule = program
-    .command('schedule')
-    .description('nights: fresh questions, models trained further, the better one promoted')
-  schedule
-    .command('apply')
-    .description('make the schedules what the configuration defines')
-    .requiredOption('--config <file>', 'a JSON file with "schedules"')
-    .option('--preset <name>', 'what to start from')
-    .option('--json', 'print as JSON')
-    .action(async (flags: RunFlags & { json?: boolean }) => {
-      const { apply } = await import('./schedule.ts')
-      finish(await apply(flags))
-    })
-  schedule
-    .command('list')
-    .description('all schedules')
-    .option('--json', 'print as JSON')
-    .action(async (flags: { json?: boolean }) => {
-      const { list } = await import('./schedule.ts')
-      finish(await list(flags))
-    })
-  schedule
-    .command('describe <name>')
-    .description('one schedule, its nights and its champion')
-    .option('--json', 'print as JSON')
-    .action(async (name: string, flags: { json?: boolean }) => {
-      const { describe } = await import('./schedule.ts')
-      finish(await describe(name, flags))
-    })
-  schedule
-    .command('trigger <name>')
-    .description("start tonight's run now")
-    .action(async (name: string) => {
-      const { trigger } = await import('./schedule.ts')
-      finish(await trigger(name))
-    })
-  schedule
-    .command('backfill <name>')
-    .description('make up for nights, one after the other')
-    .requiredOption('--from <date>', 'first night, like 2026-11-23')
-    .option('--to <date>', 'last night (default: the first)')
-    .action(async (name: string, flags: { from: string; to?: string }) => {
-      const { backfill } = await import('./schedule.ts')
-      finish(await backfill(name, flags))
-    })
-  const verbs = {
-    pause: 'start no night until resumed',
-    resume: 'go on after a pause or a failed night',
-    delete: 'forget the schedule; what its nights made is kept',
-  } as const
-  for (const verb of ['pause', 'resume', 'delete'] as const) {
-    const command = schedule.command(`${verb} <name>`).description(verbs[verb])
-    if (verb === 'pause') command.option('--note <text>', 'why, shown by describe')
-    command.action(async (name: string, flags: { note?: string }) => {
-      const { steer } = await import('./schedule.ts')
-      finish(await steer(name, verb, flags))
-    })
-  }
 }
 
 function readCount(text: string): number {

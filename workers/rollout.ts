@@ -9,5 +9,6 @@ export async function rollOut(flags: { deployment?: string; buildId?: string }):
   return withClient(async (client) => {
     await makeCurrent(client, deployment)
     console.log(`deployment ${deployment.name}: build ${deployment.buildId} is current`)
+    return 'done'
   })
 }

@@ -1,7 +1,7 @@
 import { championOf, type NightRecord } from '../activities/nights.ts'
 import { showDifference } from '../activities/format.ts'
 import { alignColumns } from './columns.ts'
-import { openStore, readEnvironment } from './deps.ts'
+import { openStore, readEnvironment, withStore } from './deps.ts'
 import type { ExitCode } from './exits.ts'
 import {
   applySchedule,
@@ -16,12 +16,15 @@ import {
   type ScheduleView,
 } from './schedules.ts'
 import { readSchedules, type RunFlags } from './settings.ts'
+import { assertSameStore } from './session.ts'
+import { readStack } from './stackfile.ts'
 import { withClient } from './status.ts'
 import { ensureSearchAttributes } from './temporal.ts'
 
 /** `fspo schedule apply`: what the configuration defines, made so; a second time changes nothing. */
 export async function apply(flags: RunFlags & { json?: boolean }): Promise<ExitCode> {
   const schedules = await readSchedules(flags)
+  const store = schedules[0]?.operations.store
   return withPlace(async (place) => {
     await ensureSearchAttributes(place.client)
     const done = []
@@ -30,7 +33,7 @@ export async function apply(flags: RunFlags & { json?: boolean }): Promise<ExitC
     }
     if (flags.json) return console.log(JSON.stringify(done, null, 2))
     for (const { schedule, state } of done) console.log(`schedule ${schedule}: ${state}`)
-  })
+  }, store)
 }
 
 /** `fspo schedule list`. */
@@ -97,9 +100,13 @@ export async function steer(
   })
 }
 
-function withPlace(act: (place: Place) => Promise<void>): Promise<ExitCode> {
+/** Server and store of the stack, or those named. @throws FspoError 'Config' when the stack has another store */
+function withPlace(act: (place: Place) => Promise<void>, config?: string): Promise<ExitCode> {
+  const environment = withStore(readEnvironment(), { config })
+  const running = readStack(environment.home)
+  if (running) assertSameStore(environment, running)
   return withClient(async (client) => {
-    await act({ client, store: openStore(readEnvironment()) })
+    await act({ client, store: openStore(environment) })
     return 'done'
   })
 }

@@ -119,7 +119,7 @@ async function openSession(
 }
 
 /** What is written to one store, workers on another never see. @throws FspoError 'Config' */
-function assertSameStore(environment: Environment, { store }: StackInfo) {
+export function assertSameStore(environment: Environment, { store }: StackInfo) {
   const asked = locationUrl(storeLocation(environment))
   if (store === undefined || store === asked) return
   throw new FspoError(
