@@ -54,7 +54,7 @@ test('workflows changed without regard to runs going on are caught by the histor
   // A step before another, and shards in another order: both look harmless.
   plant('workflows/pipeline.ts', '  plan = await', '  await sleep(1)\n  plan = await')
   plant('workflows/pipeline.ts', '  startChild,', '  sleep,\n  startChild,')
-  plant('workflows/shards.ts', 'of plan.missing)', 'of [...plan.missing].reverse())')
+  plant('workflows/shards.ts', '[...plan.missing]', '[...plan.missing].reverse()')
   const planted = await bundleSources('planted', sources)
   for (const name of names.filter((one) => /^(pipeline|items)-/.test(one))) {
     await assert.rejects(replay(read(name), planted), DeterminismViolationError, name)
