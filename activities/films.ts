@@ -46,23 +46,29 @@ export const films: readonly Film[] = table
     return { title: title!, genre: genre!, year: Number(year) }
   })
 
+const dayMs = 86_400_000
+
 /**
  * A film for each question, split by seed before anything is generated: no film is in both lists.
- * With more questions than films each list repeats its own films in order.
+ * With more questions than films each list repeats its own films in order. A date moves on among the
+ * seen films, so that none comes back before all others had their day; the unseen ones stay.
  */
-export function splitFilms(of: { seed: number; seen: number; unseen: number }): {
-  seen: Film[]
-  unseen: Film[]
-} {
+export function splitFilms(of: {
+  seed: number
+  seen: number
+  unseen: number
+  date?: string | undefined
+}): { seen: Film[]; unseen: Film[] } {
   const order = createRandom(seedOf(of.seed, 'films')).shuffle(films)
   const share = Math.round((films.length * of.seen) / (of.seen + of.unseen))
   const border = Math.max(1, Math.min(films.length - 1, share))
+  const days = of.date === undefined ? 0 : Math.round(Date.parse(of.date) / dayMs)
   return {
-    seen: repeat(order.slice(0, border), of.seen),
-    unseen: repeat(order.slice(border), of.unseen),
+    seen: repeat(order.slice(0, border), { count: of.seen, from: days * of.seen }),
+    unseen: repeat(order.slice(border), { count: of.unseen, from: 0 }),
   }
 }
 
-function repeat(list: Film[], count: number): Film[] {
-  return Array.from({ length: count }, (_, i) => list[i % list.length]!)
+function repeat(list: Film[], { count, from }: { count: number; from: number }): Film[] {
+  return Array.from({ length: count }, (_, i) => list[(from + i) % list.length]!)
 }

@@ -14,6 +14,7 @@ import {
   type StageRef,
   type StageSummary,
 } from './planning.ts'
+import { closeNight, planNight, type NightRecord, type NightRef } from './nights.ts'
 import { writeReport, type ReportRequest } from './reporting.ts'
 import {
   carryShards,
@@ -30,7 +31,7 @@ import type { StageName } from './stage.ts'
 import { stageTable, type Part } from './stages.ts'
 import { createSteering, readSteering, saveSteering, type Steering } from './steering.ts'
 
-export type { RetryResult, ShardRetry, StageRetry }
+export type { NightRecord, RetryResult, ShardRetry, StageRetry }
 export type { Dependencies, Part, RunPlan, StagePlan, StageRef, StageSummary, Steering }
 export type { Summary as ShardSummary } from '../infra/manifests.ts'
 export type Activities = ReturnType<typeof createActivities>
@@ -45,7 +46,9 @@ const idleAttempts = 3
  * mapping of errors to failures stand here; what is done stands in the files beside.
  */
 export function createActivities(deps: Dependencies) {
-  const runs = createRuns(deps, deps.stages ?? stageTable)
+  const stages = deps.stages ?? stageTable
+  const runs = createRuns(deps, stages)
+  const nights = { store: deps.store, stages, runs }
   const planning = { runs, store: deps.store }
   const steering = createSteering(deps.store)
   // Read anew each time: a shard that goes on at once after a new budget must not meet the old one.
@@ -78,6 +81,10 @@ export function createActivities(deps: Dependencies) {
       alive(() => publishRetry(making, version)),
     writeReport: (request: ReportRequest): Promise<void> =>
       alive(() => writeReport({ ...planning, versions: deps.versions }, request)),
+    planNight: (ref: NightRef): Promise<{ run: string; parts: Part[] }> =>
+      alive(() => planNight(nights, ref)),
+    closeNight: (ref: NightRef & { run: string }): Promise<NightRecord> =>
+      alive(() => closeNight(nights, ref)),
   }
 }
 

@@ -30,7 +30,7 @@ export function versionKey(
   function keyOf(one: StageName): string {
     const same = known.get(one)
     if (same !== undefined) return same
-    const first = hash(table[one], spec, table[one].reads.map(keyOf))
+    const first = pinOf(spec, one) ?? hash(table[one], spec, table[one].reads.map(keyOf))
     const newer = versions[one]
     const key = newer?.from === first ? newer.key : first
     known.set(one, key)
@@ -38,6 +38,11 @@ export function versionKey(
   }
 
   return keyOf(name)
+}
+
+/** The key of an earlier night's stage that is taken as it is. */
+export function pinOf(spec: Spec, name: StageName): string | undefined {
+  return name === 'base' || name === 'pref-ft' ? spec.night?.pins?.[name] : undefined
 }
 
 function hash(stage: Stage, spec: Spec, reads: string[]): string {

@@ -6,7 +6,8 @@ import { findShards, readStage, sealStage } from '../infra/seals.ts'
 import { shardPrefix } from '../infra/shards.ts'
 import type { Store } from '../infra/store.ts'
 import { openBudget } from './budget.ts'
-import type { Run, Runs } from './runs.ts'
+import { pinOf } from './keys.ts'
+import { readJson, type Run, type Runs } from './runs.ts'
 import { stageNames, type StageName } from './stage.ts'
 import { partOf, type Part } from './stages.ts'
 import { readSteering } from './steering.ts'
@@ -86,6 +87,7 @@ export async function planStage(
     const { shards, items } = sealed
     return { ...common, shards, items, itemsSealed: items, shardItems: wanted, missing: [], sealed }
   }
+  assertMakeable(run, ref.stage, store)
   const { length } = await runs.items(run, ref.stage)
   const { items, shardItems } = await settleLayout(store, prefix, {
     items: length,
@@ -110,6 +112,16 @@ export async function planStage(
     shardItems,
     missing: found.flatMap((manifest, at) => (manifest ? [] : [from + at])),
   }
+}
+
+/** What an earlier night made is taken as it is: making it anew would give another model under its key. */
+function assertMakeable(run: Run, stage: StageName, { url }: Store) {
+  if (pinOf(run.config.spec, stage) === undefined) return
+  throw new FspoError(
+    'MissingModel',
+    `${run.prefix(stage)} in ${url} is not sealed, and run '${run.config.run}' goes on from it: ` +
+      'bring it back from a copy, or apply the schedule under another name to begin anew',
+  )
 }
 
 /** Seals a stage whose shards are sealed. @throws FspoError 'MissingShards', 'Conservation' */
@@ -143,8 +155,13 @@ export async function openSame(runs: Runs, { run: name, stage, key }: StageRef):
 
 /** How a stage was cut into shards when it was begun; the first planner decides, so that resuming fits. */
 export async function readLayout(store: Store, prefix: string): Promise<Layout> {
-  const bytes = await store.get(`${prefix}/layout.json`)
-  return layoutSchema.parse(JSON.parse(new TextDecoder().decode(bytes)))
+  const key = `${prefix}/layout.json`
+  const parsed = layoutSchema.safeParse(await readJson(store, key))
+  if (parsed.success) return parsed.data
+  throw new FspoError(
+    'Corrupt',
+    `${key} in ${store.url} is no layout of shards: remove ${prefix} and run again`,
+  )
 }
 
 async function settleLayout(store: Store, prefix: string, layout: Layout): Promise<Layout> {

@@ -24,10 +24,16 @@ export const questions: ItemStage<QuestionItem, Question> = {
     questions: spec.questions,
     films: films.length,
     prompt: promptVersions.question,
+    ...(spec.night && { date: spec.night.date }),
   }),
   schema: questionSchema,
-  async items({ spec: { seed, questions: counts } }) {
-    const { seen, unseen } = splitFilms({ seed, seen: counts.seen, unseen: counts.unseen })
+  async items({ spec: { seed, questions: counts, night } }) {
+    const { seen, unseen } = splitFilms({
+      seed,
+      seen: counts.seen,
+      unseen: counts.unseen,
+      date: night?.date,
+    })
     return [
       ...seen.map((film): QuestionItem => ({ split: 'seen', film })),
       ...unseen.map((film): QuestionItem => ({ split: 'unseen', film })),

@@ -117,10 +117,11 @@ function tableRow(scales: Scales, of: { system: string; cell: Cell }): Report['t
 
 /** FSPO against each baseline on the same items of the headline cell, win rates first. */
 function pairedDifferences(scales: Scales): Report['paired'] {
-  const { fspo, prompt, pooled, prefFt } = systemNames
+  const { fspo, prompt, pooled, prefFt, champion } = systemNames
   const measures = ['winRate', 'utility', 'accuracy'] as const
+  const isThere = scales.evidence.outcomes.some(({ system }) => system === champion)
   return measures.flatMap((measure) =>
-    [prompt, pooled, prefFt].map((b) => {
+    [prompt, pooled, prefFt, ...(isThere ? [champion] : [])].map((b) => {
       const { n, ...difference } = differenceOf(scales, { a: fspo, b, cell: headline, measure })
       return { a: fspo, b, measure, ...headline, n, difference: intervalOf(difference) }
     }),

@@ -9,7 +9,7 @@ import type { Store } from '../infra/store.ts'
 import type { EngineEvent } from './contract.ts'
 import { stagePrefix, versionKey, type Stage, type StageTable, type Versions } from './keys.ts'
 import { runConfigSchema, type Operations, type RunConfig } from './spec.ts'
-import type { StageContext, StageName } from './stage.ts'
+import type { CheckpointName, EngineContext, StageContext, StageName } from './stage.ts'
 import { readVersions } from './versions.ts'
 
 /** What activities work with; the composition root makes it. */
@@ -39,7 +39,7 @@ export interface Run {
   /** What the stage may look at. */
   context(name: StageName): StageContext
   /** The local folder of a sealed training stage's checkpoint. */
-  checkpoint(name: StageName): Promise<string>
+  checkpoint: EngineContext['checkpoint']
 }
 
 const cachedStages = 24
@@ -63,12 +63,20 @@ export async function readRunConfig(store: Store, run: string): Promise<RunConfi
       `no run '${run}' in ${store.url}: start it with fspo run --name ${run}, or name the store it is in`,
     )
   }
-  const parsed = runConfigSchema.safeParse(
-    JSON.parse(new TextDecoder().decode(await store.get(key))),
-  )
+  const parsed = runConfigSchema.safeParse(await readJson(store, key))
   if (parsed.success) return parsed.data
   const reason = z.prettifyError(parsed.error).split('\n')[0]
   throw new FspoError('Config', `${key} in ${store.url} does not fit this version: ${reason}`)
+}
+
+/** An object that is JSON. @throws FspoError 'NotFound', 'Corrupt' */
+export async function readJson(store: Store, key: string): Promise<unknown> {
+  const text = new TextDecoder().decode(await store.get(key))
+  try {
+    return JSON.parse(text)
+  } catch (cause) {
+    throw new FspoError('Corrupt', `${key} in ${store.url} is not JSON: write it anew`, { cause })
+  }
 }
 
 export type Runs = ReturnType<typeof createRuns>
@@ -102,9 +110,11 @@ export function createRuns({ store }: Pick<Dependencies, 'store'>, stages: Stage
       }
     }
 
-    async function checkpoint(name: StageName): Promise<string> {
-      const { folder } = await readFiles(store, shardPrefix(prefix(name), 0))
-      return folder
+    async function checkpoint(name: CheckpointName, given?: string): Promise<string> {
+      const stage = name === 'champion' ? 'fspo' : name
+      const wanted = given ?? (name === 'champion' ? config.spec.night?.champion : undefined)
+      const folder = wanted === undefined ? prefix(stage) : stagePrefix(stage, wanted)
+      return (await readFiles(store, shardPrefix(folder, 0))).folder
     }
 
     const stage = (name: StageName) => stages[name]

@@ -16,7 +16,7 @@ import {
 } from './records.ts'
 import { renderPrefix, renderQuery, renderVersion, specialTokens } from './render.ts'
 import type { Spec } from './spec.ts'
-import type { EngineContext, EngineStage, StageContext, StageName } from './stage.ts'
+import type { CheckpointName, EngineContext, EngineStage, StageContext } from './stage.ts'
 import { systemsOf, type System } from './systems.ts'
 import { createTruth, type Truth } from './truth.ts'
 
@@ -60,7 +60,17 @@ export async function loadEvaluation(context: StageContext): Promise<{ plan: Pla
 /** What decides who is asked what with which shots; the judge and the intervals are not part of it. */
 export function evaluationContent(spec: Spec) {
   const { users, questions, shotSets, shotCounts } = spec.evaluation
-  return { v: 2, users, questions, shotSets, shotCounts, shots: spec.episodes.shots, renderVersion }
+  const champion = spec.night?.champion
+  return {
+    v: 2,
+    users,
+    questions,
+    shotSets,
+    shotCounts,
+    shots: spec.episodes.shots,
+    renderVersion,
+    ...(champion && { champion }),
+  }
 }
 
 function samplingOf({ evaluation }: Spec) {
@@ -105,7 +115,7 @@ async function drawAll(context: EngineContext, wanted: Request[]): Promise<Map<s
 
 async function draw(
   context: EngineContext,
-  { checkpoint, requests }: { checkpoint: StageName; requests: Request[] },
+  { checkpoint, requests }: { checkpoint: CheckpointName; requests: Request[] },
 ) {
   const { temperature, maxTokens } = context.spec.evaluation
   const drawn = requests.flatMap(({ prefix, query, draws }) =>

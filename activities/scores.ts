@@ -10,7 +10,7 @@ import type { Preference } from './records.ts'
 import { renderAnswer, renderPrefix, renderQuery } from './render.ts'
 import { byPrefix, evaluationContent, loadEvaluation } from './samples.ts'
 import type { Spec } from './spec.ts'
-import type { EngineContext, EngineStage, StageName } from './stage.ts'
+import type { CheckpointName, EngineContext, EngineStage } from './stage.ts'
 import { systemsOf, type Scorer, type System } from './systems.ts'
 import type { Truth } from './truth.ts'
 
@@ -155,7 +155,10 @@ interface Ledger {
  * the same text get the same number, so a scorer that ignores the user is exactly user-agnostic.
  */
 function createLedger(plan: Plan): Ledger {
-  const entries = new Map<string, { checkpoint: StageName; row: z.infer<typeof requestSchema> }>()
+  const entries = new Map<
+    string,
+    { checkpoint: CheckpointName; row: z.infer<typeof requestSchema> }
+  >()
   const gaps = new Map<string, number>()
 
   function rowFor({ context }: Scorer, { subject, set, preference }: HeldOutPair) {
@@ -206,7 +209,7 @@ function createLedger(plan: Plan): Ledger {
 
 async function score(
   context: EngineContext,
-  { checkpoint, rows }: { checkpoint: StageName; rows: z.infer<typeof requestSchema>[] },
+  { checkpoint, rows }: { checkpoint: CheckpointName; rows: z.infer<typeof requestSchema>[] },
 ): Promise<Map<string, number>> {
   const out = `${context.folder}/${checkpoint}-scores.parquet`
   const scoreSpec = scoreSpecSchema.parse({

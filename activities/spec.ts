@@ -5,6 +5,16 @@ import { architectureSchema } from './contract.ts'
 const count = z.int().nonnegative()
 const positive = z.int().positive()
 const temperature = z.number().min(0).max(2)
+const stageKey = z.string().regex(/^[0-9a-f]{64}$/)
+
+/** A night of a schedule: what is asked then, and the sealed models of earlier nights it goes on from. */
+const nightSchema = z.strictObject({
+  date: z.iso.date(), // the logical date decides which films are asked about; the clock never does
+  // Kept for good: the reference of IPO, and with it the tokenizer, stay the same from night to night.
+  pins: z.strictObject({ base: stageKey, 'pref-ft': stageKey }).optional(),
+  start: z.strictObject({ pooled: stageKey, fspo: stageKey }).optional(), // trained further
+  champion: stageKey.optional(), // of stage fspo: measured beside the new model on the same items
+})
 
 const phaseSchema = z.strictObject({
   steps: positive,
@@ -69,6 +79,7 @@ export const specSchema = z.strictObject({
     shotCounts: z.array(count),
     resamples: positive,
   }),
+  night: nightSchema.optional(),
 })
 export type Spec = z.infer<typeof specSchema>
 

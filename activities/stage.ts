@@ -21,6 +21,8 @@ export const stageNames = [
   'verdicts',
 ] as const
 export type StageName = (typeof stageNames)[number]
+/** A checkpoint by name: what a training stage of this run made, or the champion of earlier nights. */
+export type CheckpointName = StageName | 'champion'
 
 /** What a stage may look at: the spec and the sealed rows of the stages it reads. */
 export interface StageContext {
@@ -58,8 +60,8 @@ export interface ItemStage<Item, Row> {
 export interface EngineContext extends StageContext {
   /** A local folder of this stage and key, kept between attempts so that training resumes. */
   folder: string
-  /** The local folder of a sealed training stage's checkpoint. */
-  checkpoint(stage: StageName): Promise<string>
+  /** The local folder of a sealed training stage's checkpoint: of this run, or of the key if one is given. */
+  checkpoint(name: CheckpointName, key?: string): Promise<string>
   /** Runs one engine command to its `done` event. @throws FspoError with the engine's error. */
   engine(spec: EngineSpec): Promise<void>
   writeRows<Row>(file: string, schema: z.ZodObject, rows: Row[]): Promise<string>

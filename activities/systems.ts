@@ -1,5 +1,5 @@
 import type { Spec } from './spec.ts'
-import type { StageName } from './stage.ts'
+import type { CheckpointName } from './stage.ts'
 
 /** Whose labelled pairs stand in front of the query, and how many of them. */
 export interface Context {
@@ -9,7 +9,7 @@ export interface Context {
 
 /** A checkpoint read with a context: what answers are sampled from and scored by. */
 export interface Scorer {
-  checkpoint: StageName
+  checkpoint: CheckpointName
   context: Context
 }
 
@@ -30,6 +30,7 @@ export const systemNames = {
   pooled: 'pooled IPO',
   prefFt: 'Pref-FT',
   fspo: 'FSPO',
+  champion: 'champion', // the best model of earlier nights
   oracle: 'oracle',
   shuffled: 'FSPO shuffled',
 } as const
@@ -53,6 +54,16 @@ export function systemsOf(spec: Spec): System[] {
       reference: { checkpoint: 'base', context: own },
     },
     { name: systemNames.fspo, ...table, ...fspoWith(own) },
+    ...(spec.night?.champion
+      ? [
+          {
+            name: systemNames.champion,
+            ...table,
+            ...fspoWith(own),
+            checkpoint: 'champion' as const,
+          },
+        ]
+      : []),
     { name: systemNames.oracle, ...table, ...base, draws: spec.evaluation.oracleDraws },
   ]
   return [...systems, ...controlsOf(spec, other)]

@@ -71,7 +71,7 @@ export const pooled: EngineStage<never> = {
   async run(context) {
     return train(context, {
       ...optimizerOf(context.spec, 'pooled'),
-      ...(await ipo(context, 'base')),
+      ...(await ipo(context, 'base', 'pooled')),
       data: [await writeEpisodes(context, pooledEpisodes)],
     })
   },
@@ -87,7 +87,7 @@ export const fspo: EngineStage<never> = {
   async run(context) {
     return train(context, {
       ...optimizerOf(context.spec, 'fspo'),
-      ...(await ipo(context, 'pref-ft')),
+      ...(await ipo(context, 'pref-ft', 'fspo')),
       data: [await writeEpisodes(context, trainingEpisodes)],
     })
   },
@@ -126,13 +126,17 @@ async function writeEpisodes(
   return context.writeRows('episodes.parquet', episodeSchema, select(episodes, personas))
 }
 
-/** Policy and reference both start from `from` (paper A.3), so the first margin is exactly 0. */
-async function ipo(context: EngineContext, from: StageName) {
-  const checkpoint = await context.checkpoint(from)
+/**
+ * Policy and reference both start from `from` (paper A.3), so the first margin is exactly 0; a night's
+ * policy goes on from the model of an earlier night, against the same reference.
+ */
+async function ipo(context: EngineContext, from: StageName, phase: 'pooled' | 'fspo') {
+  const reference = await context.checkpoint(from)
+  const start = context.spec.night?.start?.[phase]
   return {
     objective: 'ipo_sum' as const,
-    init: { checkpoint },
-    reference: checkpoint,
+    init: { checkpoint: start ? await context.checkpoint(phase, start) : reference },
+    reference,
     beta: context.spec.training.beta,
     sftWeight: context.spec.training.sftWeight,
   }
@@ -162,5 +166,6 @@ function contentOf(spec: Spec, phase: Phase) {
   const shared = { v: 2, phase: spec.training[phase], clip, maxTokens }
   if (phase === 'base') return { ...shared, architecture }
   if (phase === 'prefFt') return shared
-  return { ...shared, beta, sftWeight, objective: 'ipo_sum' }
+  const start = spec.night?.start?.[phase]
+  return { ...shared, beta, sftWeight, objective: 'ipo_sum', ...(start && { start }) }
 }

@@ -1,4 +1,4 @@
-import { parquetReadObjects, type SchemaElement } from 'hyparquet'
+import { parquetMetadata, parquetReadObjects, type SchemaElement } from 'hyparquet'
 import { compressors } from 'hyparquet-compressors'
 import {
   fileWriter,
@@ -93,7 +93,7 @@ export async function decodeParquet<Row>(
 ): Promise<Row[]> {
   let raw: Record<string, unknown>[]
   try {
-    raw = await parquetReadObjects({ file: new Uint8Array(bytes).buffer, compressors })
+    raw = await readObjects(new Uint8Array(bytes).buffer)
   } catch (cause) {
     throw corrupt(`${bytes.byteLength} bytes that are no Parquet file (${messageOf(cause)})`, cause)
   }
@@ -104,6 +104,28 @@ export async function decodeParquet<Row>(
     const issue = parsed.error.issues[0]
     throw corrupt(`row ${position}: ${issue?.path.join('.')}: ${issue?.message}`, parsed.error)
   })
+}
+
+/**
+ * Reads the objects of a flat file. The library starts on columns before it has looked at all of them; if it
+ * then gives up, nobody awaits the first ones, and their errors would end the process. So they wait.
+ */
+async function readObjects(buffer: ArrayBuffer): Promise<Record<string, unknown>[]> {
+  const metadata = parquetMetadata(buffer)
+  if (metadata.schema.slice(1).some((element) => element.num_children !== undefined)) {
+    throw new Error('it has nested columns')
+  }
+  let hasGivenUp = false
+  const begun = new Promise<void>((resolve) => setImmediate(() => !hasGivenUp && resolve()))
+  const file = {
+    byteLength: buffer.byteLength,
+    slice: async (start: number, end?: number) => begun.then(() => buffer.slice(start, end)),
+  }
+  try {
+    return await parquetReadObjects({ file, metadata, compressors })
+  } finally {
+    hasGivenUp = true
+  }
 }
 
 /** The columns of a record schema, in order. @throws FspoError 'UnsupportedColumn' */

@@ -3,16 +3,18 @@ import { fileURLToPath } from 'node:url'
 
 import { historyToJSON } from '@temporalio/common/lib/proto-utils.js'
 
-import { handleOf, startRun } from '../workers/runs.ts'
+import { startRun } from '../workers/runs.ts'
+import { applySchedule, backfillNights, describeSchedule } from '../workers/schedules.ts'
+import { eventually } from './commands.ts'
 import { startTemporal, startWorkers } from './servers.ts'
 import { createToys, toyConfig } from './toys.ts'
 
 /**
- * Records the histories that replay.test.ts replays: `node --import tsx test/record.ts`.
+ * Records the histories that replay.test.ts replays: `node --import tsx test/record.ts [version] [names]`.
  * Record anew, under another name, when the workflows change on purpose; the old files stay as long as runs
  * of that version may be going on.
  */
-const version = process.argv[2] ?? 'v1'
+const [version = 'v1', names] = process.argv.slice(2)
 const folder = fileURLToPath(new URL('histories/', import.meta.url))
 mkdirSync(folder, { recursive: true })
 
@@ -33,6 +35,28 @@ await handle.executeUpdate('pause')
 await handle.executeUpdate('resume')
 await handle.result()
 
+// A night whose users are those of the run above.
+const date = '2026-03-31'
+const place = { client: server.client, store: workers.store }
+const times = {
+  at: '02:30',
+  days: ['tuesday' as const],
+  evaluate: false,
+  measure: 'winRate' as const,
+}
+await applySchedule(place, {
+  v: 1,
+  name: 'golden',
+  ...times,
+  spec: config.spec,
+  operations: config.operations,
+})
+await backfillNights(place, 'golden', { from: date, to: date })
+await eventually(async () => {
+  const { nights } = await describeSchedule(place, 'golden', toys.stages)
+  return nights.length === 1 ? true : undefined
+})
+
 const ids = {
   pipeline: 'fspo/golden',
   generate: 'fspo/golden/generate',
@@ -41,9 +65,11 @@ const ids = {
   partition: 'fspo/golden/personas/p002',
   items: 'fspo/golden/responses/p000',
   engine: 'fspo/golden/fspo/p000',
+  nightly: `fspo-night/golden-${date}T02:30:00Z`,
 }
 for (const [name, id] of Object.entries(ids)) {
-  const history = await handleOf(server.client, id.slice(5)).fetchHistory()
+  if (names && !names.split(',').includes(name)) continue
+  const history = await server.client.workflow.getHandle(id).fetchHistory()
   // Who recorded it, and where, is nobody's business.
   const scrub = (_key: string, value: unknown) =>
     typeof value === 'string' ? value.replace(/\d+@[\w.]+/, '1@recorder') : value

@@ -13,6 +13,7 @@ import { createFileStore } from '../infra/store.ts'
 import { createEngine } from '../infra/engine.ts'
 import { engineEventSchema } from '../activities/contract.ts'
 import { bundleWorkflows } from '../workers/bundle.ts'
+import type { Deployment } from '../workers/deployment.ts'
 import { packageRoot } from '../workers/paths.ts'
 import { choosePort } from '../workers/ports.ts'
 import {
@@ -32,6 +33,8 @@ export interface Server {
   /** Link to its web interface; nobody answers there unless it was asked for. */
   ui: string
   client: Client
+  /** Kills the server and starts it again on its own database. */
+  restart(): Promise<void>
   stop(): Promise<void>
 }
 
@@ -46,7 +49,8 @@ export async function startTemporal({ hasUi = false } = {}): Promise<Server> {
     uiPort,
     file: join(folder, 'temporal.db'),
   })
-  const child = spawn(command, hasUi ? args : [...args, '--headless'], { stdio: 'ignore' })
+  const start = () => spawn(command, hasUi ? args : [...args, '--headless'], { stdio: 'ignore' })
+  let child = start()
   const kill = () => child.kill('SIGKILL')
   process.on('exit', kill)
   const target = { connectionOptions: { address: `127.0.0.1:${port}` }, namespace: 'default' }
@@ -57,12 +61,26 @@ export async function startTemporal({ hasUi = false } = {}): Promise<Server> {
     if (child.exitCode === null) await once(child, 'exit')
     process.off('exit', kill)
   }
-  return { target, ui: `http://127.0.0.1:${uiPort}`, client, stop }
+  async function restart() {
+    kill()
+    await once(child, 'exit')
+    child = start()
+    const again = await connectClient(target, { timeoutMs: 30_000 })
+    await again.connection.close()
+  }
+  return { target, ui: `http://127.0.0.1:${uiPort}`, client, restart, stop }
 }
 
 /** Workers for all queues in this process, making toy stages with the scripted engine. */
-export async function startWorkers(server: Server, toys: Toys) {
-  const folder = mkdtempSync(join(tmpdir(), 'fspo-toys-'))
+export async function startWorkers(
+  server: Server,
+  toys: Toys,
+  {
+    folder = mkdtempSync(join(tmpdir(), 'fspo-toys-')),
+    bundle,
+    deployment,
+  }: { folder?: string; bundle?: string; deployment?: Deployment } = {},
+) {
   const store = createFileStore(join(folder, 'store'))
   const command = [process.execPath, '--import', import.meta.resolve('tsx'), script]
   const engine = createEngine({ command, events: engineEventSchema, graceMs: 5_000 })
@@ -79,7 +97,8 @@ export async function startWorkers(server: Server, toys: Toys) {
     queues: [...queueNames],
     target: server.target,
     activities,
-    bundle: await bundleWorkflows(join(packageRoot, '.fspo', 'cache')),
+    bundle: bundle ?? (await bundleWorkflows(join(packageRoot, '.fspo', 'cache'))),
+    deployment,
     logger: pino({ level: 'silent' }),
     signal: stop.signal,
   })

@@ -102,7 +102,7 @@ export function createStandIn({
       rows,
       folder,
       engine,
-      checkpoint: async (stage) => stage,
+      checkpoint: async (stage, key) => key ?? stage,
       writeRows: async (file, _schema, written) => {
         record.files.set(`${folder}/${file}`, written)
         return `${folder}/${file}`

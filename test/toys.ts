@@ -62,8 +62,13 @@ export function createToys(): Toys {
       name,
       queue: 'fspo-gpu',
       reads,
-      content: ({ training }) => training.base.steps,
+      content: ({ training, night }) => ({
+        steps: training.base.steps,
+        ...(night?.start && name !== 'base' && { start: night.start }),
+      }),
       async run(context) {
+        const { start } = context.spec.night ?? {}
+        if (start && name === 'fspo') await context.checkpoint('fspo', start.fspo)
         const from = reads.find((read) => read === 'base')
         if (from) await context.checkpoint(from)
         const out = `${context.folder}/checkpoint`
@@ -85,7 +90,7 @@ export function createToys(): Toys {
       count: ({ users }) => users.train,
     }),
     questions: items('questions', {
-      content: ({ questions }) => questions,
+      content: ({ questions, night }) => ({ ...questions, ...(night && { date: night.date }) }),
       count: ({ questions }) => questions.seen,
     }),
     responses: items('responses', {

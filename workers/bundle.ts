@@ -19,7 +19,7 @@ export const workflowsPath = join(folder, `index${extension}`)
 
 /** The workflow code as one file for all workers, made anew only when the workflows or the SDK change. */
 export async function bundleWorkflows(cache: string): Promise<string> {
-  const path = join(cache, `workflows-${fingerprint()}.js`)
+  const path = join(cache, `workflows-${workflowsFingerprint()}.js`)
   if (existsSync(path)) return path
   // The bundler is slow to load and mostly not needed.
   const { bundleWorkflowCode, DefaultLogger } = await import('@temporalio/worker')
@@ -30,7 +30,8 @@ export async function bundleWorkflows(cache: string): Promise<string> {
   return path
 }
 
-function fingerprint(): string {
+/** Tells the workflow code and the SDK apart from others: 12 hex digits. */
+export function workflowsFingerprint(): string {
   const hash = createHash('sha256')
   hash.update(
     readFileSync(createRequire(import.meta.url).resolve('@temporalio/worker/package.json')),

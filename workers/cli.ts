@@ -3,6 +3,7 @@ import { Command, CommanderError, InvalidArgumentError } from 'commander'
 
 import { FspoError } from '../infra/errors.ts'
 import { exitCodes, type ExitCode } from './exits.ts'
+import { addSchedules } from './nights.ts'
 import type { LetterFlags } from './rejects.ts'
 import type { RetryFlags } from './retry.ts'
 import type { ExportFlags } from './export.ts'
@@ -17,6 +18,18 @@ export interface StartFlags extends RunFlags {
 }
 
 const storeHelp = 'where data is kept: a folder or s3://bucket/prefix (default: .fspo/store)'
+
+/** Flags that name a build of the workers. */
+interface BuildFlags {
+  deployment?: string
+  buildId?: string
+}
+
+interface WorkerFlags extends BuildFlags {
+  queues?: string
+  store?: string
+  pinned?: boolean
+}
 
 /**
  * The `fspo` command. Each subcommand stands in its own file and returns the exit code; they are loaded when
@@ -69,18 +82,42 @@ function createProgram(finish: (code: ExitCode) => void): Command {
       const { up } = await import('./up.ts')
       finish(await up(flags))
     })
+  addBuilds(program, finish)
+  addOperations(program, finish)
+  addSchedules(program, finish)
+  return program
+}
+
+/** Workers, and which build of them has the work. */
+function addBuilds(program: Command, finish: (code: ExitCode) => void) {
   program
     .command('worker')
     .description('serve task queues until stopped')
     .option('--queues <names>', 'comma-separated: fspo, fspo-io, fspo-llm, fspo-gpu')
     .option('--store <url>', storeHelp)
-    .action(async (flags: { queues?: string; store?: string }) => {
+    .option('--deployment <name>', 'take part in Worker Versioning under this name')
+    .option('--build-id <id>', 'of this build (default: its git commit)')
+    .option('--pinned', 'runs end with the build that began them')
+    .action(async (flags: WorkerFlags) => {
       const { main } = await import('./worker.ts')
-      await main(Object.entries(flags).flatMap(([name, value]) => [`--${name}`, value]))
+      await main([
+        ...(flags.queues === undefined ? [] : ['--queues', flags.queues]),
+        ...(flags.store === undefined ? [] : ['--store', flags.store]),
+        ...(flags.deployment === undefined ? [] : ['--deployment', flags.deployment]),
+        ...(flags.buildId === undefined ? [] : ['--build-id', flags.buildId]),
+        ...(flags.pinned ? ['--pinned'] : []),
+      ])
       finish('done')
     })
-  addOperations(program, finish)
-  return program
+  program
+    .command('rollout')
+    .description('give new work to a build of the workers')
+    .requiredOption('--deployment <name>', 'whose build')
+    .option('--build-id <id>', 'which (default: the git commit here)')
+    .action(async (flags: BuildFlags) => {
+      const { rollOut } = await import('./rollout.ts')
+      finish(await rollOut(flags))
+    })
 }
 
 /** Commands on a run that exists. */
@@ -219,6 +256,8 @@ function firstLine(text: string): string {
 }
 
 const operational = new Set([
+  'NightBusy',
+  'UnknownBuild',
   'RunFailed',
   'RetryFailed',
   'StackFailed',

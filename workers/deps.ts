@@ -15,6 +15,7 @@ import { locateStore, locationUrl, type StoreLocation } from '../infra/location.
 import { probeStore } from '../infra/probe.ts'
 import { createS3Store } from '../infra/s3.ts'
 import { createFileStore, type Store } from '../infra/store.ts'
+import { readConverter, type DataConverter } from './codec.ts'
 import { findEngine } from './engine.ts'
 import { packageRoot } from './paths.ts'
 import { readStack } from './stackfile.ts'
@@ -27,24 +28,55 @@ export interface Environment {
   home: string
   /** Somebody else's Temporal server, when one is named. */
   foreign: TemporalTarget | undefined
+  /** Seals what goes to any server's history. */
+  dataConverter: DataConverter | undefined
 }
 
-/** Reads the environment once. */
+/** Reads the environment once. @throws FspoError 'Config' for settings of Temporal that cannot be */
 export function readEnvironment(variables = process.env): Environment {
   const isNamed =
     variables.TEMPORAL_ADDRESS || variables.TEMPORAL_CONFIG_FILE || variables.TEMPORAL_PROFILE
-  const config = isNamed ? loadClientConnectConfig() : undefined
-  const foreign = config?.connectionOptions.address
-    ? { connectionOptions: config.connectionOptions, namespace: config.namespace ?? 'default' }
+  const config = isNamed ? loadTemporal(variables) : undefined
+  const dataConverter = readConverter(variables)
+  const { connectionOptions, namespace = 'default' } = config ?? {}
+  const foreign = connectionOptions?.address
+    ? { connectionOptions, namespace, dataConverter }
     : undefined
-  return { variables, home: resolve(variables.FSPO_HOME || '.fspo'), foreign }
+  return { variables, home: resolve(variables.FSPO_HOME || '.fspo'), foreign, dataConverter }
+}
+
+type Given = Record<string, string>
+
+/** Address, TLS, keys and profile as Temporal's own tools read them. */
+function loadTemporal(variables: Environment['variables']) {
+  try {
+    const given = Object.entries(variables).filter(([, value]) => value !== undefined)
+    return loadClientConnectConfig({ overrideEnvVars: Object.fromEntries(given) as Given })
+  } catch (cause) {
+    const reason = cause instanceof Error ? cause.message.split('\n')[0] : String(cause)
+    throw new FspoError(
+      'Config',
+      `settings of Temporal: ${reason}; check the TEMPORAL_ variables`,
+      {
+        cause,
+      },
+    )
+  }
 }
 
 /** The Temporal server to use: the one named, else that of the running stack. */
-export function findTarget({ home, foreign }: Environment): TemporalTarget | undefined {
+export function findTarget({ home, foreign, ...rest }: Environment): TemporalTarget | undefined {
   if (foreign) return foreign
   const stack = readStack(home)
-  return stack && { connectionOptions: { address: stack.address }, namespace: stack.namespace }
+  return stack && targetOf(stack, rest)
+}
+
+/** The server of a stack of our own: on loopback, without TLS. */
+export function targetOf(
+  { address, namespace }: { address: string; namespace: string },
+  { dataConverter }: Pick<Environment, 'dataConverter'>,
+): TemporalTarget {
+  return { connectionOptions: { address }, namespace, dataConverter }
 }
 
 /**

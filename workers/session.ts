@@ -2,7 +2,7 @@ import type { Client } from '@temporalio/client'
 
 import { FspoError } from '../infra/errors.ts'
 import { locationUrl } from '../infra/location.ts'
-import { storeLocation, type Environment } from './deps.ts'
+import { storeLocation, targetOf, type Environment } from './deps.ts'
 import { exitCodes, type ExitCode } from './exits.ts'
 import { watchReader } from './reader.ts'
 import { startStack, type Stack, type StackOptions } from './stack.ts'
@@ -100,17 +100,16 @@ async function openSession(
       )
     }
     assertSameStore(environment, running)
-    const { address, namespace, ui } = running
-    const target = foreign ?? { connectionOptions: { address }, namespace }
+    const { ui } = running
+    const target = foreign ?? targetOf(running, environment)
     // It may have been started a moment ago.
     const client = await connectClient(target, { timeoutMs: startMs, signal })
     return { client, ui, stack: undefined }
   }
   if (!foreign) {
     const stack = await startStack({ ...options, home, env })
-    const { address, namespace, ui } = stack.info
-    const client = await connectTo(stack, { connectionOptions: { address }, namespace }, signal)
-    return { client, ui, stack }
+    const client = await connectTo(stack, targetOf(stack.info, environment), signal)
+    return { client, ui: stack.info.ui, stack }
   }
   const client = await connectClient(foreign, { timeoutMs: answerMs, signal })
   await ensureSearchAttributes(client)
@@ -120,7 +119,7 @@ async function openSession(
 }
 
 /** What is written to one store, workers on another never see. @throws FspoError 'Config' */
-function assertSameStore(environment: Environment, { store }: StackInfo) {
+export function assertSameStore(environment: Environment, { store }: StackInfo) {
   const asked = locationUrl(storeLocation(environment))
   if (store === undefined || store === asked) return
   throw new FspoError(

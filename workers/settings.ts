@@ -10,7 +10,8 @@ import {
   type RunConfig,
   type Spec,
 } from '../activities/spec.ts'
-import type { Part } from '../activities/stages.ts'
+import { definitionSchema, scheduleNameSchema, type Schedule } from '../activities/schedules.ts'
+import { partNames, type Part } from '../activities/stages.ts'
 import { readConfig } from '../infra/config.ts'
 import type { Model } from '../infra/endpoints.ts'
 import { FspoError } from '../infra/errors.ts'
@@ -29,15 +30,41 @@ const fileSchema = z.strictObject({
   name: runConfigSchema.shape.run.optional(),
   spec: specSchema,
   operations: operationsSchema,
+  schedules: z.record(scheduleNameSchema, definitionSchema).default({}),
 })
+type File = z.infer<typeof fileSchema>
 
 /**
  * The whole configuration of a run: preset, then file, then flags.
  * @throws FspoError 'Config' naming file, key and value
  */
 export async function readSettings(flags: RunFlags, parts: readonly Part[]): Promise<RunConfig> {
-  const { preset = 'tiny', config: path, seed } = flags
-  const file = await readConfig({
+  return settle(await readFile(flags), flags, parts)
+}
+
+/**
+ * The schedules that a configuration defines, whole.
+ * @throws FspoError 'Config' as readSettings does, and when it defines none
+ */
+export async function readSchedules(flags: RunFlags): Promise<Schedule[]> {
+  const file = await readFile(flags)
+  const definitions = Object.entries(file.schedules)
+  if (definitions.length === 0) {
+    throw new FspoError(
+      'Config',
+      `${flags.config ?? 'the preset'} defines no schedule: add "schedules": { "nightly": { "at": "02:00" } } ` +
+        'to a file and name it with --config',
+    )
+  }
+  return definitions.map(([name, definition]) => {
+    const parts = definition.evaluate ? partNames : (['generate', 'train'] as const)
+    const { spec, operations } = settle(file, flags, parts)
+    return { v: 1, name, ...definition, spec, operations }
+  })
+}
+
+function readFile({ preset = 'tiny', config: path }: RunFlags): Promise<File> {
+  return readConfig({
     schema: fileSchema,
     presets: Object.fromEntries(
       Object.entries(presets).map(([name, spec]) => [
@@ -48,6 +75,11 @@ export async function readSettings(flags: RunFlags, parts: readonly Part[]): Pro
     preset,
     ...(path !== undefined && { path }),
   })
+}
+
+/** A file's settings under the flags, checked as far as the parts need. */
+function settle(file: File, flags: RunFlags, parts: readonly Part[]): RunConfig {
+  const { preset = 'tiny', config: path, seed } = flags
   const name = flags.name ?? file.name ?? preset
   const run = runConfigSchema.shape.run.safeParse(name)
   if (!run.success) {

@@ -105,18 +105,12 @@ function workerCommand(name: keyof typeof workerQueues): string[] {
   return [...program('worker', flags), '--with-parent', '--queues', workerQueues[name].join(',')]
 }
 
-function createChildren({ home, env, onDeath, onHopeless }: StackOptions, info: StackInfo) {
+function createChildren(options: StackOptions, info: StackInfo) {
+  const { home, onDeath, onHopeless } = options
   const children: Child[] = []
   const guards = new Map<string, () => void>()
   let isOver = false
-  const childEnv = {
-    ...env,
-    FSPO_HOME: home,
-    TEMPORAL_ADDRESS: info.address,
-    TEMPORAL_NAMESPACE: info.namespace,
-    FSPO_SIMULATOR: info.simulator,
-    FSPO_STORE: info.store,
-  }
+  const childEnv = environmentOf(options, info)
 
   function record(name: string, pid: number | undefined) {
     if (pid === undefined) delete info.processes[name]
@@ -160,6 +154,19 @@ function createChildren({ home, env, onDeath, onHopeless }: StackOptions, info: 
   }
 
   return { add, stop, kill }
+}
+
+/** What children are told. Keys and certificates of another server are none of our own server's business. */
+function environmentOf({ home, env, temporal }: StackOptions, info: StackInfo) {
+  const given = Object.entries(env).filter(([name]) => temporal || !name.startsWith('TEMPORAL_'))
+  return {
+    ...Object.fromEntries(given),
+    FSPO_HOME: home,
+    TEMPORAL_ADDRESS: info.address,
+    TEMPORAL_NAMESPACE: info.namespace,
+    FSPO_SIMULATOR: info.simulator,
+    FSPO_STORE: info.store,
+  }
 }
 
 /** Ends the process when this one is gone: Temporal does not watch its stdin, so a shell does. */

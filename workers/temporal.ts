@@ -4,11 +4,14 @@ import { delimiter, join } from 'node:path'
 import { Client, Connection, type ConnectionOptions } from '@temporalio/client'
 
 import { FspoError } from '../infra/errors.ts'
+import type { DataConverter } from './codec.ts'
 
 /** Where a Temporal server is and how to speak to it. */
 export interface TemporalTarget {
   connectionOptions: ConnectionOptions
   namespace: string
+  /** Seals what goes to the server's history. */
+  dataConverter?: DataConverter | undefined
 }
 
 /** What runs can be found by in Temporal's list of workflows. */
@@ -65,7 +68,7 @@ export function temporalCommand(
  * @throws FspoError 'TemporalUnreachable'
  */
 export async function connectClient(
-  { connectionOptions, namespace }: TemporalTarget,
+  { connectionOptions, namespace, dataConverter }: TemporalTarget,
   { timeoutMs, signal }: { timeoutMs: number; signal?: AbortSignal },
 ): Promise<Client> {
   const until = Date.now() + timeoutMs
@@ -76,9 +79,10 @@ export async function connectClient(
       await connection.withDeadline(Date.now() + 2_000, () =>
         connection.workflowService.describeNamespace({ namespace }),
       )
-      return new Client({ connection, namespace })
+      return new Client({ connection, namespace, ...(dataConverter && { dataConverter }) })
     } catch (cause) {
       await connection.close()
+      if (isRefusal(cause)) throw refused(connectionOptions.address ?? '', namespace, cause)
       if (Date.now() >= until) throw unreachable(connectionOptions.address ?? '', namespace, cause)
     }
     await new Promise((resolve) => setTimeout(resolve, 100))
@@ -121,6 +125,22 @@ export async function hasPollers(client: Client, queue: string): Promise<boolean
     taskQueueType: 1, // workflows
   })
   return pollers.length > 0
+}
+
+// gRPC: PERMISSION_DENIED and UNAUTHENTICATED; trying again would not help.
+const refusals = new Set([7, 16])
+
+function isRefusal(cause: unknown): boolean {
+  return cause instanceof Error && 'code' in cause && refusals.has(Number(cause.code))
+}
+
+function refused(address: string, namespace: string, cause: unknown): FspoError {
+  return new FspoError(
+    'TemporalRefused',
+    `Temporal at ${address} refuses namespace ${namespace} to this key or certificate: ` +
+      'check TEMPORAL_API_KEY, TEMPORAL_TLS_CLIENT_CERT_PATH and TEMPORAL_NAMESPACE',
+    { cause },
+  )
 }
 
 function unreachable(address: string, namespace: string, cause: unknown): FspoError {

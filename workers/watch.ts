@@ -115,7 +115,9 @@ async function readAtWork(client: Client, workflowId: string): Promise<StageView
   const work = (raw.pendingActivities ?? []).filter(({ activityType }) =>
     ['runItems', 'runEngine'].includes(activityType?.name ?? ''),
   )
-  const beats = work.map(({ heartbeatDetails }) => decode(heartbeatDetails?.payloads?.[0]?.data))
+  const beats = await Promise.all(
+    work.map(({ heartbeatDetails }) => decode(client, heartbeatDetails?.payloads?.[0])),
+  )
   const engine = beats.find(({ total }) => total > 0)
   const isEngine = work.some(({ activityType }) => activityType?.name === 'runEngine')
   const partitions = await Promise.all(
@@ -175,11 +177,21 @@ async function outcomeOf(handle: RunHandle): Promise<Outcome> {
   }
 }
 
-function decode(data: Uint8Array | null | undefined): z.infer<typeof beatSchema> {
+async function decode(
+  { options: { loadedDataConverter } }: Client,
+  payload:
+    | Parameters<(typeof loadedDataConverter.payloadCodecs)[number]['decode']>[0][number]
+    | undefined,
+): Promise<z.infer<typeof beatSchema>> {
   const none = beatSchema.parse({ done: 0 })
-  if (!data) return none
+  if (!payload) return none
   try {
-    return beatSchema.catch(none).parse(JSON.parse(Buffer.from(data).toString('utf8')))
+    let open = [payload]
+    for (const codec of loadedDataConverter.payloadCodecs.toReversed())
+      open = await codec.decode(open)
+    return beatSchema
+      .catch(none)
+      .parse(JSON.parse(Buffer.from(open[0]?.data ?? []).toString('utf8')))
   } catch {
     return none // of another version
   }

@@ -17,6 +17,7 @@ import { workflowsPath } from './bundle.ts'
 import { createDependencies, findTarget, readEnvironment, withStore } from './deps.ts'
 import { watchReader } from './reader.ts'
 import { createLogger } from './logs.ts'
+import { readDeployment, versionOf, type Deployment } from './deployment.ts'
 import type { TemporalTarget } from './temporal.ts'
 
 export const queueNames = ['fspo', 'fspo-io', 'fspo-llm', 'fspo-gpu'] as const
@@ -28,6 +29,8 @@ export interface WorkerSettings {
   activities: Activities
   /** The workflows as one file; without it they are bundled at the start. */
   bundle?: string | undefined
+  /** Which build this is, for Worker Versioning; without it work comes from and goes to any build. */
+  deployment?: Deployment | undefined
   logger: Logger
   /** Abort: hand back what is in hand and stop. */
   signal: AbortSignal
@@ -71,16 +74,18 @@ export async function runWorker(settings: WorkerSettings): Promise<void> {
 function createWorker(
   queue: QueueName,
   connection: NativeConnection,
-  { target, activities, bundle }: WorkerSettings,
+  { target, activities, bundle, deployment }: WorkerSettings,
 ): Promise<Worker> {
   const workflows = bundle ? { workflowBundle: { codePath: bundle } } : { workflowsPath }
   return Worker.create({
     connection,
     namespace: target.namespace,
+    ...(target.dataConverter && { dataConverter: target.dataConverter }),
     taskQueue: queue,
     // A shard resumes from its cursor and an engine from its checkpoint: waiting for them gains nothing.
     shutdownGraceTime: 0,
     shutdownForceTime: '40s',
+    ...(deployment && { workerDeploymentOptions: versionOf(deployment) }),
     ...(queue === 'fspo'
       ? { ...workflows, maxCachedWorkflows: 200, stickyQueueScheduleToStartTimeout: '3s' }
       : {
@@ -131,7 +136,12 @@ function nativeOptions(options: TemporalTarget['connectionOptions']): NativeConn
   }
 }
 
+let isInstalled = false
+
+/** Once per process: the first worker's logger serves all. */
 function installRuntime(logger: Logger) {
+  if (isInstalled) return
+  isInstalled = true
   const write = ({ level, message, meta }: LogEntry) => {
     const fields = { ...meta }
     if (level === 'ERROR') logger.error(fields, message)
@@ -161,6 +171,9 @@ export async function main(args: string[]): Promise<void> {
       queues: { type: 'string', default: queueNames.join(',') },
       bundle: { type: 'string' },
       store: { type: 'string' },
+      deployment: { type: 'string' },
+      'build-id': { type: 'string' },
+      pinned: { type: 'boolean', default: false },
       'with-parent': { type: 'boolean', default: false }, // ends when its stdin ends
     },
   })
@@ -181,6 +194,11 @@ export async function main(args: string[]): Promise<void> {
     queues: readQueues(values.queues),
     target,
     bundle: values.bundle,
+    deployment: readDeployment({
+      name: values.deployment,
+      buildId: values['build-id'],
+      isPinned: values.pinned,
+    }),
     signal: stop.signal,
     activities: createActivities(createDependencies(environment)),
     logger: createLogger(environment.variables),
