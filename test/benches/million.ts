@@ -168,7 +168,7 @@ function growthOf(tenths: Tenth[]): Record<string, number> {
 /** Reads every row of the stage and checks it; one shard at a time. */
 async function readBack(store: Store, { progress }: Made) {
   const folder = `preferences/${progress.key.slice(0, 12)}`
-  const { shards, rows, items, rejects } = await readSuccess(store, folder)
+  const { shards, rows, items, rejects, ...sealed } = await readSuccess(store, folder)
   if (rows + rejects !== items)
     throw new Error(`${items} items, but ${rows} rows, ${rejects} rejects`)
   let counted = 0
@@ -189,7 +189,10 @@ async function readBack(store: Store, { progress }: Made) {
     }
   }
   if (counted !== rows) throw new Error(`${rows} rows sealed, ${counted} read back`)
-  return { rows: counted, consistent, shards: shards.length }
+  const perRow = (total: number) => round(total / rows, 1)
+  const bytesPerRow = perRow(sealed.bytes)
+  const promptTokensPerRow = perRow(sealed.promptTokens)
+  return { rows: counted, consistent, shards: shards.length, bytesPerRow, promptTokensPerRow }
 }
 
 function peaksOf(usage: Record<string, Usage>): Record<string, number> {
