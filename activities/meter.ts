@@ -5,6 +5,8 @@ import type { Attempt, Bill } from './loop.ts'
 import type { Hold, Purse } from './purse.ts'
 import { effortSchema } from './records.ts'
 
+const effortNames = effortSchema.keyof().options
+
 /** What one attempt at an item asks models through: each request is paid from the purse and put on the bill. */
 export interface Meter {
   chat: Chat
@@ -56,7 +58,7 @@ export function createMeters(chat: Chat, purse: Purse | undefined) {
 
 /** A row whose columns of effort hold all that its item took; rows without such columns stay as they are. */
 export function billRow<Row>(row: Row, bill: Bill): Row {
-  if (!effortSchema.keyof().options.every((name) => name in Object(row))) return row
+  if (!effortNames.every((name) => name in Object(row))) return row
   const { requests: attempts, promptTokens, completionTokens, costUsd } = bill
   return { ...row, attempts, promptTokens, completionTokens, costUsd }
 }

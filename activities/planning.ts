@@ -95,7 +95,7 @@ export async function planStage(
   })
   const total = Math.ceil(items / shardItems)
   const { from, to } = ref.range ?? { from: 0, to: total }
-  const found = (await findShards(store, prefix, total)).slice(from, to)
+  const found = await findShards(store, prefix, ref.range ?? total)
   const sum = (field: 'items' | keyof Required<StagePlan>['kept']) =>
     found.reduce((all, manifest) => all + (manifest?.[field] ?? 0), 0)
   return {

@@ -1,4 +1,5 @@
 import { measureVersion } from './domains/reviews.ts'
+import { itemsOf } from './items.ts'
 import { allocatePairs, measureOf, pairsVersion } from './pairs.ts'
 import type { Pair } from './pairs.ts'
 import { preferencePrompt, promptVersions } from './prompts.ts'
@@ -40,15 +41,19 @@ export const preferences: ItemStage<PreferenceItem, Preference> = {
     ])
     const { panels, ...others } = allocatePairs(spec, { questions, responses })
     const indexOf = new Map(people.map(({ id, index }) => [id, index]))
-    return refined.flatMap(({ persona, split, text }) => {
-      const person = indexOf.get(persona)!
+    const labelled = panels.map((panel) => [...panel, ...others.trainUnseen])
+    const labelledUnseen = [...others.unseen, ...others.unseenSeen]
+    const groups = refined.map(({ persona: user, split, text: description }) => {
+      const person = indexOf.get(user)!
       const panel = Math.floor(person / spec.preferences.panel)
-      const pairs =
-        split === 'train'
-          ? [...panels[panel]!, ...others.trainUnseen]
-          : [...others.unseen, ...others.unseenSeen]
-      return pairs.map((pair) => ({ user: persona, person, split, description: text, pair }))
+      const pairs = split === 'train' ? labelled[panel]! : labelledUnseen
+      return { labeller: { user, person, split, description }, pairs }
     })
+    return itemsOf(
+      groups,
+      ({ pairs }) => pairs,
+      ({ labeller }, pair) => ({ ...labeller, pair }),
+    )
   },
   async process(item, context) {
     const { user, split, pair } = item

@@ -7,6 +7,7 @@ import { readRows } from '../infra/seals.ts'
 import { readFiles, shardPrefix } from '../infra/shards.ts'
 import type { Store } from '../infra/store.ts'
 import type { EngineEvent } from './contract.ts'
+import type { Items } from './items.ts'
 import { stagePrefix, versionKey, type Stage, type StageTable, type Versions } from './keys.ts'
 import { runConfigSchema, type Operations, type RunConfig } from './spec.ts'
 import type { CheckpointName, EngineContext, StageContext, StageName } from './stage.ts'
@@ -42,7 +43,8 @@ export interface Run {
   checkpoint: EngineContext['checkpoint']
 }
 
-const cachedStages = 24
+const mostEntries = 24
+const idleMs = 600_000
 
 /** Where a run's configuration stands in the store. */
 export function configKey(run: string): string {
@@ -83,7 +85,7 @@ export type Runs = ReturnType<typeof createRuns>
 
 /** Opens runs of one process; sealed rows are decoded once and shared between them. */
 export function createRuns({ store }: Pick<Dependencies, 'store'>, stages: StageTable) {
-  const cache = createCache(cachedStages)
+  const cache = createCache()
 
   async function open(run: string): Promise<Run> {
     const config = await readRunConfig(store, run)
@@ -121,11 +123,13 @@ export function createRuns({ store }: Pick<Dependencies, 'store'>, stages: Stage
     return { config, versions, table: stages, stage, key, prefix, rows, context, checkpoint }
   }
 
-  /** A stage's items, made once per process. */
-  function items(run: Run, name: StageName): Promise<unknown[]> {
+  /** A stage's items, planned once per process. */
+  async function items(run: Run, name: StageName): Promise<Items<unknown>> {
     const stage = run.stage(name)
-    if (stage.kind === 'engine') return Promise.resolve([name])
-    return cache.get(`items ${run.prefix(name)}`, () => stage.items(run.context(name)))
+    if (stage.kind === 'engine') return [name]
+    const plan = () => stage.items(run.context(name))
+    // The key tells which cached value it is.
+    return (await cache.get(`items ${run.prefix(name)}`, plan)) as Items<unknown>
   }
 
   return { open, items }
@@ -136,17 +140,26 @@ function assertReads(stage: Stage, read: StageName) {
   throw new FspoError('Plan', `stage ${stage.name} reads ${read} without naming it in 'reads'`)
 }
 
-/** Remembers the promises of the last few keys asked for; a failure is forgotten at once. */
-function createCache(size: number) {
-  const entries = new Map<string, Promise<unknown[]>>()
+/**
+ * Remembers the promises of the last few keys asked for, each until nobody has asked for ten minutes, so that
+ * workers that live long do not keep what is of no use any more; a failure is forgotten at once.
+ */
+function createCache() {
+  const entries = new Map<string, { made: Promise<unknown>; timer: NodeJS.Timeout }>()
 
-  function get(key: string, make: () => Promise<unknown[]>): Promise<unknown[]> {
+  function forget(key: string) {
+    clearTimeout(entries.get(key)?.timer)
+    entries.delete(key)
+  }
+
+  function get(key: string, make: () => Promise<unknown>): Promise<unknown> {
     const known = entries.get(key)
-    if (known) return known
+    known?.timer.refresh()
+    if (known) return known.made
     const made = make()
-    made.catch(() => entries.delete(key))
-    entries.set(key, made)
-    for (const oldest of entries.keys()) if (entries.size > size) entries.delete(oldest)
+    made.catch(() => forget(key))
+    entries.set(key, { made, timer: setTimeout(() => forget(key), idleMs).unref() })
+    for (const oldest of entries.keys()) if (entries.size > mostEntries) forget(oldest)
     return made
   }
 

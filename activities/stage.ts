@@ -2,6 +2,7 @@ import type { z } from 'zod'
 
 import type { Chat } from '../infra/llm.ts'
 import type { EngineSpec } from './contract.ts'
+import type { Items } from './items.ts'
 import type { Spec } from './spec.ts'
 
 /** Stages in the order of the road of the data (README). */
@@ -52,7 +53,7 @@ export interface ItemStage<Item, Row> {
   /** The part of the spec, and prompt versions, that can change this stage's rows: hashed into the stage key. */
   content(spec: Spec): unknown
   schema: z.ZodType<Row>
-  items(context: StageContext): Promise<Item[]>
+  items(context: StageContext): Promise<Items<Item>>
   process(item: Item, context: ItemContext): Promise<Row>
 }
 

@@ -1,3 +1,4 @@
+import { onAbort } from './abort.ts'
 import type { Allowances } from './allowance.ts'
 import { createBucket, lower, take, waitFor, type Rates } from './buckets.ts'
 import { FspoError } from './errors.ts'
@@ -182,7 +183,6 @@ function enter(
 ): Promise<void> {
   signal.throwIfAborted()
   return new Promise((resolve, reject) => {
-    const leave = () => signal.removeEventListener('abort', abort)
     const waiter: Waiter = {
       ...wanted,
       since: gate.now(),
@@ -195,11 +195,10 @@ function enter(
         reject(error)
       },
     }
-    const abort = () => {
+    const leave = onAbort(signal, () => {
       gate.waiting.delete(waiter)
       waiter.refuse(signal.reason)
-    }
-    signal.addEventListener('abort', abort)
+    })
     gate.waiting.add(waiter)
     admit(gate)
   })

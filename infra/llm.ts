@@ -1,5 +1,3 @@
-import { setMaxListeners } from 'node:events'
-
 import { z } from 'zod'
 
 import { checkEndpoint, type ChatOptions, type Endpoint } from './endpoints.ts'
@@ -73,11 +71,7 @@ const failureSchema = z.object({
 /** Opens the way to the models; `close` ends their connections and whatever is still on them. */
 export function createChat(options: ChatOptions): Chat & { close(): Promise<void> } {
   const routes = openRoutes(options)
-  const chat: Chat = async (request) => {
-    const route = routes.of(request.alias)
-    setMaxListeners(0, request.signal) // one per call in flight is no leak
-    return await converse(route, request)
-  }
+  const chat: Chat = async (request) => converse(routes.of(request.alias), request)
   const priceUsd = (request: ChatRequest) => {
     const { promptTokens, tokens } = estimate(request)
     const { ways } = routes.of(request.alias)

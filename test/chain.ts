@@ -64,7 +64,8 @@ export async function makeChain(
 
   async function make<Item, Row>(stage: ItemStage<Item, Row>): Promise<Row[]> {
     const done: Row[] = []
-    const items = await stage.items({ spec, rows })
+    const planned = await stage.items({ spec, rows })
+    const items = planned.slice(0, planned.length)
     for (const [index, item] of items.entries()) {
       const id = `${stage.name}-${index}`
       const { signal } = new AbortController()

@@ -233,7 +233,8 @@ test('equal texts are a tie without a call, and an empty answer can be judged', 
 })
 
 test('no hidden weight and no other user is in what the judge of verdicts is shown', async () => {
-  const items = await verdicts.items({ spec, rows: made.stand.rows })
+  const planned = await verdicts.items({ spec, rows: made.stand.rows })
+  const items = planned.slice(0, planned.length)
   assert.equal(items.length, made.rows.samples.filter(({ system }) => system !== 'base').length)
   const texts = new Map(made.rows.refinements.map(({ persona, text }) => [persona, text]))
   assert.ok(items.every(({ user, description }) => description === texts.get(user)))

@@ -24,8 +24,15 @@ const review =
   'gets in the way, and the ending moved me. Perhaps the middle part is a little slow, but the pictures ' +
   'are so rich that I hardly noticed it. It is clearly one of the best films of its year.'
 
-/** Starts the server on any free port; returns its base URL and a way to end it. */
-export async function startMock(latencyMs: number): Promise<{ url: string; close(): void }> {
+export interface Mock {
+  url: string // base URL
+  counts(): MockCounts
+  reset(): void
+  close(): void
+}
+
+/** Starts the server on any free port. */
+export async function startMock(latencyMs: number): Promise<Mock> {
   let seen = new Set<string>()
   let counts = nothing()
   let serial = 0
@@ -54,11 +61,15 @@ export async function startMock(latencyMs: number): Promise<{ url: string; close
     else setTimeout(answer, latencyMs, body, response)
   }
 
+  function reset() {
+    seen = new Set()
+    counts = nothing()
+  }
+
   const server = createServer({ keepAliveTimeout: 65_000 }, (request, response) => {
     if (request.url === '/stats') return void response.end(JSON.stringify(counts))
     if (request.url === '/reset') {
-      seen = new Set()
-      counts = nothing()
+      reset()
       return void response.end()
     }
     let body = ''
@@ -71,7 +82,7 @@ export async function startMock(latencyMs: number): Promise<{ url: string; close
     server.close()
     server.closeAllConnections()
   }
-  return { url: `http://127.0.0.1:${port}/v1`, close }
+  return { url: `http://127.0.0.1:${port}/v1`, counts: () => ({ ...counts }), reset, close }
 }
 
 function nothing(): MockCounts {

@@ -119,7 +119,8 @@ export function createStandIn({
   }
 
   async function runItems<Item, Made>(stage: ItemStage<Item, Made>, chat = mindChat()) {
-    const items = await stage.items({ spec, rows })
+    const planned = await stage.items({ spec, rows })
+    const items = planned.slice(0, planned.length)
     const done: Made[] = []
     for (const [index, item] of items.entries()) {
       const id = `${stage.name}-${index}`

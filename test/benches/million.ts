@@ -29,7 +29,7 @@ const unseenUsers = 50
 const pairs = { train: 480, unseen: 40 } // crossed pairs come on top: half of the latter for everybody
 const perTrain = pairs.train + pairs.unseen / 2
 const perUnseen = pairs.unseen + pairs.unseen / 2
-const sampleMs = 1000
+const sampleMs = 500
 
 /**
  * So many preferences labelled in both orders by the simulator: the time, the memory of the workers by tenths
@@ -72,6 +72,9 @@ async function label(config: RunConfig, options: { workers: number; log: string 
     if (options.log) for (const sample of samples) log(options.log, sample)
     const cpuMs = cpuPerItem(before, plant.usage(), made.progress.items)
     stages['preferences'] = describe(made)
+    const read = await readBack(plant.store, made)
+    // What comes next reads all of them into one process.
+    stages['episodes'] = describe(await plant.make(config, 'episodes'))
     const tenths = tenthsOf(samples)
     return {
       preferences: made.progress.items,
@@ -81,7 +84,8 @@ async function label(config: RunConfig, options: { workers: number; log: string 
       judgeCalls: samples.at(-1)!.calls,
       cpuMsPerPreference: cpuMs,
       growth: growthOf(tenths),
-      readBack: await readBack(plant.store, made),
+      readBack: read,
+      peakRssMB: peaksOf(plant.usage()),
       load,
       stages,
       tenths,
@@ -100,13 +104,14 @@ function configOf(train: number): RunConfig {
       ...tiny,
       users: { ...tiny.users, train, unseen: unseenUsers },
       questions: { ...tiny.questions, seen: 80, unseen: 20 },
+      episodes: { ...tiny.episodes, perUser: 4 },
       preferences: { ...tiny.preferences, pairs: pairs.train, unseenPairs: pairs.unseen },
     },
     operations: { ...defaultOperations, shardItems: 1000 },
   }
 }
 
-/** Makes a stage while looking at the plant once a second. */
+/** Makes a stage while looking at the plant twice a second. */
 async function sampled(plant: Plant, config: RunConfig, name: StageName) {
   const samples: Sample[] = []
   const started = performance.now()
@@ -163,7 +168,7 @@ function growthOf(tenths: Tenth[]): Record<string, number> {
 /** Reads every row of the stage and checks it; one shard at a time. */
 async function readBack(store: Store, { progress }: Made) {
   const folder = `preferences/${progress.key.slice(0, 12)}`
-  const { shards, rows, items, rejects } = await readSuccess(store, folder)
+  const { shards, rows, items, rejects, ...sealed } = await readSuccess(store, folder)
   if (rows + rejects !== items)
     throw new Error(`${items} items, but ${rows} rows, ${rejects} rejects`)
   let counted = 0
@@ -184,7 +189,15 @@ async function readBack(store: Store, { progress }: Made) {
     }
   }
   if (counted !== rows) throw new Error(`${rows} rows sealed, ${counted} read back`)
-  return { rows: counted, consistent, shards: shards.length }
+  const perRow = (total: number) => round(total / rows, 1)
+  const bytesPerRow = perRow(sealed.bytes)
+  const promptTokensPerRow = perRow(sealed.promptTokens)
+  return { rows: counted, consistent, shards: shards.length, bytesPerRow, promptTokensPerRow }
+}
+
+function peaksOf(usage: Record<string, Usage>): Record<string, number> {
+  const peaks = Object.entries(usage).map(([name, { peakRssMB }]) => [name, round(peakRssMB, 0)])
+  return Object.fromEntries(peaks)
 }
 
 function cpuPerItem(
