@@ -58,6 +58,23 @@ it('tries an item three times with growing, jittered waits, then once more at th
     )
   }))
 
+it('hands an item what models replied in its earlier tries, and no other item', () =>
+  inStore(async (store) => {
+    const before = new Map<number, string[]>()
+    const reply = { finishReason: 'stop', endpoint: '', model: '', attempts: 1, costUsd: 0 }
+    await run(store, 3, {
+      async process(_item, { index, attempt, replies }) {
+        const tokens = { promptTokens: 0, completionTokens: 0 }
+        before.set(attempt * 10 + index, [...replies.keys()])
+        replies.set(`${index}.${attempt}`, { text: '', ...reply, ...tokens })
+        if (index === 1 && attempt < 5) throw transient('ServerError')
+        return row(index)
+      },
+    })
+    assert.deepEqual(before.get(51), ['1.1', '1.2', '1.3', '1.4'])
+    assert.deepEqual([before.get(10), before.get(12)], [[], []])
+  }))
+
 it('fails with the commonest class and message when too many items are poison, and begins them anew later', () =>
   inStore(async (store) => {
     let isBroken = true

@@ -68,7 +68,7 @@ export async function connectClient(
   { connectionOptions, namespace }: TemporalTarget,
   { timeoutMs, signal }: { timeoutMs: number; signal?: AbortSignal },
 ): Promise<Client> {
-  const until = Date.now() + timeoutMs
+  const until = performance.now() + timeoutMs
   for (;;) {
     signal?.throwIfAborted()
     const connection = Connection.lazy({ ...connectionOptions, connectTimeout: '2s' })
@@ -79,7 +79,8 @@ export async function connectClient(
       return new Client({ connection, namespace })
     } catch (cause) {
       await connection.close()
-      if (Date.now() >= until) throw unreachable(connectionOptions.address ?? '', namespace, cause)
+      if (performance.now() >= until)
+        throw unreachable(connectionOptions.address ?? '', namespace, cause)
     }
     await new Promise((resolve) => setTimeout(resolve, 100))
   }

@@ -96,12 +96,12 @@ async function connect({
   target: { connectionOptions },
   signal,
 }: WorkerSettings): Promise<NativeConnection | undefined> {
-  const until = Date.now() + connectPatienceMs
+  const until = performance.now() + connectPatienceMs
   while (!signal.aborted) {
     try {
       return await NativeConnection.connect(nativeOptions(connectionOptions))
     } catch (cause) {
-      if (Date.now() < until) {
+      if (performance.now() < until) {
         await new Promise((resolve) => setTimeout(resolve, 100))
         continue
       }
