@@ -32,8 +32,12 @@ async function die(store: Store, { writes }: { writes: number }) {
 
 async function deathsIn(store: Store): Promise<number> {
   const { deaths } = await openJournal({
-    ...{ store, prefix, schema: rowSchema, rejectSchema },
-    ...{ first: 0, count: 40 },
+    store,
+    prefix,
+    schema: rowSchema,
+    rejectSchema,
+    first: 0,
+    count: 40,
   })
   return deaths
 }

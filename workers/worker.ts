@@ -64,7 +64,7 @@ export async function runWorker(settings: WorkerSettings): Promise<void> {
     await Promise.race(runs).finally(stop)
     await Promise.all(runs)
   } finally {
-    await connection.close()
+    await connection.close().catch(() => {}) // refused while a worker holds it whose sibling did not come up
   }
 }
 
