@@ -5,6 +5,7 @@ import type { Run } from './runs.ts'
 import { noteOpenings, spentBy } from './spend.ts'
 import { stageNames } from './stage.ts'
 import { partOf, type Part } from './stages.ts'
+import { readSteering } from './steering.ts'
 
 /** The purses of one process, one per run. */
 export interface Purses {
@@ -12,12 +13,12 @@ export interface Purses {
   of(run: Run): Promise<Purse | undefined>
 }
 
-/** Money for the shards of one process; `capOf` says a run's budget by now, in dollars. */
-export function createPurses(
-  store: Store,
-  capOf: (run: Run) => Promise<number | undefined>,
-): Purses {
+/** Money for the shards of one process; a budget is what the run's configuration says, or a person since. */
+export function createPurses(store: Store): Purses {
   const purses = new Map<string, { purse: Purse; run: Run }>()
+  // Read anew each time: a shard that goes on at once after a new budget must not meet the old one.
+  const capOf = async ({ config: { run, operations } }: Run) =>
+    (await readSteering(store, run)).budgetUsd ?? operations.budgetUsd
 
   return {
     async of(run) {

@@ -26,10 +26,10 @@ import {
   type ShardRetry,
   type StageRetry,
 } from './retrying.ts'
-import { createRuns, type Dependencies, type Run } from './runs.ts'
+import { createRuns, type Dependencies } from './runs.ts'
 import type { StageName } from './stage.ts'
 import { stageTable, type Part } from './stages.ts'
-import { createSteering, readSteering, saveSteering, type Steering } from './steering.ts'
+import { createSteering, saveSteering, type Steering } from './steering.ts'
 
 export type { NightRecord, RetryResult, ShardRetry, StageRetry }
 export type { Dependencies, Part, RunPlan, StagePlan, StageRef, StageSummary, Steering }
@@ -51,10 +51,8 @@ export function createActivities(deps: Dependencies) {
   const nights = { store: deps.store, stages, runs }
   const planning = { runs, store: deps.store }
   const steering = createSteering(deps.store)
-  // Read anew each time: a shard that goes on at once after a new budget must not meet the old one.
-  const capOf = async ({ config: { run, operations } }: Run) =>
-    (await readSteering(deps.store, run)).budgetUsd ?? operations.budgetUsd
-  const making = { runs, deps, steering, purses: createPurses(deps.store, capOf) }
+  const purses = createPurses(deps.store)
+  const making = { runs, deps, steering, purses, killers: new Set<string>() }
 
   return {
     planRun: (input: { run: string; parts: Part[] }): Promise<RunPlan> =>
@@ -91,13 +89,16 @@ export function createActivities(deps: Dependencies) {
 /** How a shard's loop hears of a cancellation, and what it says and heard of its progress. */
 function hooksOf(beat: Beat) {
   return {
-    signal: Context.current().cancellationSignal,
+    signal: beat.signal,
     progress: (cursor: unknown) => beat.set(cursor),
     resumeFrom: activityInfo().heartbeatDetails,
+    isRetry: activityInfo().attempt > 1,
   }
 }
 
 interface Beat {
+  /** Aborted when the work is cancelled, or given to somebody else. */
+  signal: AbortSignal
   /** What the next attempt will be told, at once and with each beat. */
   set(details: unknown): void
   /** Beats stop while this is false, so that the server gives the work to another worker. */
@@ -109,8 +110,20 @@ async function alive<Result>(work: (beat: Beat) => Promise<Result>): Promise<Res
   const context = Context.current()
   let details: unknown = context.info.heartbeatDetails
   let isAlive = () => true
-  const timer = setInterval(() => isAlive() && context.heartbeat(details), beatMs)
+  let beatAt = performance.now()
+  const lost = new AbortController()
+  const { heartbeatTimeoutMs = Infinity } = context.info
+
+  function tick() {
+    // Frozen for so long, it was given up by the server: whatever it did now would be done, and paid, twice.
+    if (performance.now() - beatAt > heartbeatTimeoutMs + beatMs) lost.abort(frozen(beatAt))
+    beatAt = performance.now()
+    if (isAlive()) context.heartbeat(details)
+  }
+
+  const timer = setInterval(tick, beatMs)
   const beat: Beat = {
+    signal: AbortSignal.any([context.cancellationSignal, lost.signal]),
     set(value) {
       details = value
       context.heartbeat(details)
@@ -128,6 +141,12 @@ async function alive<Result>(work: (beat: Beat) => Promise<Result>): Promise<Res
   }
 }
 
+function frozen(since: number): FspoError {
+  const seconds = Math.round((performance.now() - since) / 1000)
+  const message = `the worker stood still for ${seconds} s: its work was given to another`
+  return new FspoError('Frozen', message, { retryable: true })
+}
+
 /** Tells of an engine's steps as long as it makes any; one that dies again and again without a step is given up. */
 async function runEngine(
   beat: Beat,
@@ -135,12 +154,12 @@ async function runEngine(
 ): Promise<Summary> {
   const { heartbeatDetails } = activityInfo()
   const idle = heartbeatDetails?.v === 1 ? Number(heartbeatDetails.idle) : 0
-  let eventAt = Date.now()
+  let eventAt = performance.now()
   let hasMoved = false
-  beat.isAlive(() => Date.now() - eventAt < engineSilenceMs)
+  beat.isAlive(() => performance.now() - eventAt < engineSilenceMs)
 
   function onEvent(event: EngineEvent) {
-    eventAt = Date.now()
+    eventAt = performance.now()
     if (event.event === 'step') move(event.step, event.totalSteps)
     if (event.event === 'progress') move(event.done, event.total)
   }
@@ -151,7 +170,7 @@ async function runEngine(
   }
 
   try {
-    return await make({ signal: Context.current().cancellationSignal, onEvent })
+    return await make({ signal: beat.signal, onEvent })
   } catch (error) {
     if (!(error instanceof FspoError) || !error.retryable) throw error
     if (hasMoved) throw error

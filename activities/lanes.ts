@@ -6,7 +6,14 @@ import { isHopeless, tooManyRejects } from './rejects.ts'
 
 const tries = 3
 const longestWaitMs = 10_000
-const alwaysGlobal = new Set(['Auth', 'ModelNotFound', 'Config', 'StoreFull', 'BudgetReached'])
+const alwaysGlobal = new Set([
+  'Auth',
+  'ModelNotFound',
+  'Config',
+  'StoreFull',
+  'BudgetReached',
+  'IsolationFailed',
+])
 const endpointFaults = new Set(['Endpoint', 'RateLimited', 'ServerError', 'Timeout'])
 const outageItems = 16
 const nothing: Paid = { promptTokens: 0, completionTokens: 0, costUsd: 0 }
@@ -125,7 +132,7 @@ function pastOf<Item, Row>(loop: Loop<Item, Row>, index: number): Past {
     options.pasts?.get(index) ?? {}
   const paid = journal.paid.get(index)
   const bill = paid ? { ...paid, requests: Math.max(1, given.requests) } : given
-  const past = loop.past.get(index) ?? { attempts, bill }
+  const past = loop.past.get(index) ?? { attempts, bill, replies: new Map() }
   loop.past.set(index, past)
   return past
 }
@@ -142,6 +149,7 @@ async function tryItem<Item, Row>(
     attempt: past.attempts,
     signal: kill.signal,
     isPaid: past.bill.costUsd > (options.pasts?.get(index)?.bill.costUsd ?? 0),
+    replies: past.replies ?? new Map(),
     pay(paid, requests = 1) {
       past.bill = { ...addPaid(past.bill, paid), requests: past.bill.requests + requests }
     },

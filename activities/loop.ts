@@ -1,6 +1,7 @@
 import type { Clock } from '../infra/clock.ts'
 import type { FspoError } from '../infra/errors.ts'
 import type { Journal, Paid } from '../infra/journal.ts'
+import type { ChatReply } from '../infra/llm.ts'
 import type { Reject } from './records.ts'
 
 /** Which try of which item is being made. */
@@ -13,6 +14,8 @@ export interface Attempt {
   pay(paid: Paid, requests?: number): void
   /** Whether anything was paid for the item before. */
   isPaid: boolean
+  /** What models replied in the item's tries before this one, so that no call is paid for again. */
+  replies: Map<string, ChatReply>
 }
 
 /** All that an item took. */
@@ -53,6 +56,8 @@ export interface Track {
 export interface Past {
   attempts: number
   bill: Bill
+  /** Of this attempt at the shard. */
+  replies?: Map<string, ChatReply>
 }
 
 /** A failed try. */

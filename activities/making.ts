@@ -13,7 +13,8 @@ import type { Attempt } from './loop.ts'
 import { billRow, createMeters } from './meter.ts'
 import { openSame, readLayout, type StageRef } from './planning.ts'
 import type { Dependencies, Run, Runs } from './runs.ts'
-import { runShard, type Cursor } from './shard.ts'
+import { quarantineOf } from './quarantine.ts'
+import { runShard, type ShardOptions } from './shard.ts'
 import type { EngineContext, EngineStage } from './stage.ts'
 import type { Steering } from './steering.ts'
 
@@ -21,63 +22,82 @@ export interface ShardRef extends StageRef {
   shard: number
 }
 
+/** How a shard's loop is told to stop, tells of its progress, and what went before. */
+export type ShardHooks = Required<
+  Pick<ShardOptions<unknown, unknown>, 'signal' | 'progress' | 'isRetry'>
+> & { resumeFrom: unknown }
+
 export interface Making {
   runs: Runs
   deps: Dependencies
   purses: Purses
+  /** Prefixes of the stages some item of which has killed its process. */
+  killers: Set<string>
   /** What a person changed about a run since its start. */
   steering(run: string): Promise<Steering>
 }
 
 /** Makes one shard of an item stage; what an earlier attempt made is kept. @throws FspoError as runShard does */
 export async function makeShard(
-  { runs, deps, purses, steering }: Making,
+  making: Making,
   ref: ShardRef,
-  hooks: { signal: AbortSignal; progress: (cursor: Cursor) => void; resumeFrom: unknown },
+  hooks: ShardHooks,
 ): Promise<Summary> {
+  const shard = await openShard(making, ref)
+  const { run, stage, ask, purse } = shard
+  const { operations } = run.config
+  const folder = run.prefix(ref.stage)
+
+  /** Items at once: enough for as many calls as a person asked for. */
+  async function concurrency(): Promise<number> {
+    const { models = {} } = await making.steering(ref.run)
+    ask.resize?.(models)
+    return Math.max(operations.concurrency, ...Object.values(models))
+  }
+
+  purse?.enter()
+  const made = runShard({
+    ...hooks,
+    store: making.deps.store,
+    prefix: shardPrefix(folder, ref.shard),
+    stage: ref.stage,
+    schema: stage.schema,
+    items: shard.items,
+    first: shard.first,
+    idOf: shard.idOf,
+    concurrency,
+    flushEvery: operations.flushEvery,
+    process: shard.process,
+    bill: billRow,
+    quarantine: quarantineOf(making, { kind: 'make', ref }, { folder, operations }),
+  })
+  return made.finally(() => purse?.leave())
+}
+
+/** A shard's items and how each is made. */
+export async function openShard(
+  { runs, deps, purses }: Pick<Making, 'runs' | 'deps' | 'purses'>,
+  ref: ShardRef,
+) {
   const run = await openSame(runs, ref)
   const stage = run.stage(ref.stage)
   if (stage.kind !== 'items') throw new FspoError('Plan', `stage ${ref.stage} is made by an engine`)
   const { spec, operations } = run.config
-  const folder = run.prefix(ref.stage)
-  const { shardItems } = await readLayout(deps.store, folder)
+  const { shardItems } = await readLayout(deps.store, run.prefix(ref.stage))
   const first = ref.shard * shardItems
   const items = (await runs.items(run, ref.stage)).slice(first, first + shardItems)
   const context = run.context(ref.stage)
   const ask = deps.chat(operations)
   const purse = await purses.of(run)
   const meter = createMeters(ask, purse)
-
-  /** Items at once: enough for as many calls as a person asked for. */
-  async function concurrency(): Promise<number> {
-    const { models = {} } = await steering(ref.run)
-    ask.resize?.(models)
-    return Math.max(operations.concurrency, ...Object.values(models))
-  }
-
   const process = (item: unknown, attempt: Attempt) => {
     const { id, index, signal } = attempt
     const { chat, close } = meter(attempt)
     const seed = seedOf(spec.seed, id)
     return stage.process(item, { ...context, id, index, seed, signal, chat }).finally(close)
   }
-
-  purse?.enter()
-  const making = runShard({
-    ...hooks,
-    store: deps.store,
-    prefix: shardPrefix(folder, ref.shard),
-    stage: ref.stage,
-    schema: stage.schema,
-    items,
-    first,
-    idOf: (index) => itemId(ref.key, index),
-    concurrency,
-    flushEvery: operations.flushEvery,
-    process,
-    bill: billRow,
-  })
-  return making.finally(() => purse?.leave())
+  const idOf = (index: number) => itemId(ref.key, index)
+  return { run, stage, first, items, idOf, process, ask, purse }
 }
 
 /** The same whenever and wherever the item is made; its seed comes from it. */
@@ -98,9 +118,9 @@ export async function makeWithEngine(
   const sealed = await findManifest(deps.store, prefix)
   if (sealed) return summarySchema.parse(sealed)
   const folder = await ensureFolder(`${deps.folder}/${run.prefix(ref.stage)}`)
-  const startedAt = Date.now()
+  const startedAt = performance.now()
   const made = await stage.run(engineContext({ run, stage, folder, deps, hooks }))
-  const seconds = (Date.now() - startedAt) / 1000
+  const seconds = (performance.now() - startedAt) / 1000
   const summary =
     'rows' in made
       ? await sealRows({ deps, prefix, stage, rows: made.rows, seconds })

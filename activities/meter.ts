@@ -4,6 +4,7 @@ import type { Chat } from '../infra/llm.ts'
 import type { Attempt, Bill } from './loop.ts'
 import type { Hold, Purse } from './purse.ts'
 import { effortSchema } from './records.ts'
+import { recall } from './replies.ts'
 
 const effortNames = effortSchema.keyof().options
 
@@ -18,7 +19,7 @@ export interface Meter {
 export function createMeters(chat: Chat, purse: Purse | undefined) {
   let dearest = 0 // what the dearest item of this shard came to
 
-  return function meter({ pay, isPaid }: Attempt): Meter {
+  return function meter({ pay, isPaid, replies }: Attempt): Meter {
     let asked: Promise<Hold> | Hold | undefined
     let hold: Hold | undefined
     let isOver = false
@@ -46,7 +47,7 @@ export function createMeters(chat: Chat, purse: Purse | undefined) {
     }
 
     return {
-      chat: Object.assign(metered, chat),
+      chat: Object.assign(recall(metered, replies), chat),
       close() {
         dearest = Math.max(dearest, spent)
         isOver = true

@@ -1,5 +1,5 @@
 import { FspoError } from '../infra/errors.ts'
-import type { ChatReply, ChatRequest } from '../infra/llm.ts'
+import type { Chat, ChatReply, ChatRequest } from '../infra/llm.ts'
 import { seedOf } from '../infra/random.ts'
 import type { Effort } from './records.ts'
 import type { ItemContext } from './stage.ts'
@@ -43,6 +43,19 @@ export async function ask<Value>(
       ` twice unreadably: choose another model for it or reword the prompt`,
     { reply: second.text },
   )
+}
+
+/**
+ * A chat that gives again what an earlier try of the item was told, so that no call is paid for twice.
+ * An item's calls differ by their seeds.
+ */
+export function recall(chat: Chat, replies: Map<string, ChatReply>): Chat {
+  return async (request) => {
+    const call = `${request.alias} ${request.seed}`
+    const reply = replies.get(call) ?? (await chat(request))
+    replies.set(call, reply)
+    return reply
+  }
 }
 
 /** What a list of replies cost together; endpoint and model are those of the last. */

@@ -7,13 +7,14 @@ import { canonicalJson, sha256 } from '../infra/hash.ts'
 import { readRejects, readShard, shardPrefix } from '../infra/shards.ts'
 import type { Store } from '../infra/store.ts'
 import { stagePrefix, versionKey } from './keys.ts'
-import type { Attempt } from './loop.ts'
-import type { Making } from './making.ts'
+import type { Attempt, Past } from './loop.ts'
+import type { Making, ShardHooks } from './making.ts'
 import { billRow, createMeters } from './meter.ts'
 import { readLayout } from './planning.ts'
 import { rejectSchema, type Reject } from './records.ts'
 import type { Run } from './runs.ts'
-import { runShard, type Cursor } from './shard.ts'
+import { quarantineOf } from './quarantine.ts'
+import { runShard } from './shard.ts'
 import { stageNames, type StageName } from './stage.ts'
 import { saveVersion } from './versions.ts'
 
@@ -80,10 +81,46 @@ export async function planRetry(
 
 /** Makes a shard's chosen dead letters again and seals the shard's next version; its rows are taken over. */
 export async function retryShard(
-  { runs, deps, purses, steering }: Making,
+  making: Making,
   ref: ShardRetry,
-  hooks: { signal: AbortSignal; progress: (cursor: Cursor) => void; resumeFrom: unknown },
+  hooks: ShardHooks,
 ): Promise<Summary> {
+  const shard = await openRetry(making, ref)
+  const { run, stage, rows, others, chosen, ask, purse } = shard
+  const { operations } = run.config
+  const folder = stagePrefix(ref.stage, ref.key)
+  const isKiller = (index: number) => chosen.get(index)?.errorClass === 'KilledProcess'
+  const { models = {} } = await making.steering(ref.run)
+  ask.resize?.(models)
+  purse?.enter()
+  const made = runShard({
+    ...hooks,
+    store: making.deps.store,
+    prefix: shardPrefix(folder, ref.shard),
+    stage: ref.stage,
+    schema: stage.schema,
+    items: shard.items,
+    first: shard.first,
+    given: {
+      rows: new Map(rows.map((row) => [Number(Object(row).index), row])),
+      rejects: new Map(others.map((one) => [one.index, one])),
+    },
+    pasts: new Map([...chosen].map(([index, letter]) => [index, pastOf(letter)])),
+    idOf: shard.idOf,
+    concurrency: operations.concurrency,
+    flushEvery: operations.flushEvery,
+    process: shard.process,
+    bill: billRow,
+    quarantine: quarantineOf(making, { kind: 'retry', ref }, { folder, operations, isKiller }),
+  })
+  return made.finally(() => purse?.leave())
+}
+
+/** A shard's dead letters, those that are to be made again, and how. */
+export async function openRetry(
+  { runs, deps, purses }: Pick<Making, 'runs' | 'deps' | 'purses'>,
+  ref: ShardRetry,
+) {
   const { store } = deps
   const run = await runs.open(ref.run)
   const stage = run.stage(ref.stage)
@@ -92,6 +129,7 @@ export async function retryShard(
   const { first, items: count } = await readManifest(store, old)
   const all = await readRejects(store, old, rejectSchema)
   const chosen = new Map(all.filter(chooser(ref)).map((letter) => [letter.index, letter]))
+  const others = all.filter(({ index }) => !chosen.has(index))
   const rows = await readShard(store, old, stage.schema)
   const { spec, operations } = run.config
   const items = (await runs.items(run, ref.stage)).slice(first, first + count)
@@ -100,42 +138,19 @@ export async function retryShard(
   const ask = deps.chat(operations)
   const purse = await purses.of(run)
   const meter = createMeters(alias === undefined ? ask : redirect(ask, alias), purse)
-  const { models = {} } = await steering(ref.run)
-  ask.resize?.(models)
-  purse?.enter()
-  const making = runShard({
-    ...hooks,
-    store,
-    prefix: shardPrefix(stagePrefix(ref.stage, ref.key), ref.shard),
-    stage: ref.stage,
-    schema: stage.schema,
-    items,
-    first,
-    given: {
-      rows: new Map(rows.map((row) => [Number(Object(row).index), row])),
-      rejects: new Map(
-        all.filter(({ index }) => !chosen.has(index)).map((one) => [one.index, one]),
-      ),
-    },
-    pasts: new Map(
-      [...chosen].map(([index, { attempts, promptTokens, completionTokens, costUsd }]) => [
-        index,
-        { attempts, bill: { requests: attempts, promptTokens, completionTokens, costUsd } },
-      ]),
-    ),
-    idOf: (index) => chosen.get(index)?.id ?? '',
-    concurrency: operations.concurrency,
-    flushEvery: operations.flushEvery,
-    process: (item: unknown, attempt: Attempt) => {
-      const { id, index, signal } = attempt
-      const { chat, close } = meter(attempt)
-      // Another draw than the one that failed, yet the same in each attempt at this version.
-      const seed = seedOf(spec.seed, id, ref.key)
-      return stage.process(item, { ...context, id, index, seed, signal, chat }).finally(close)
-    },
-    bill: billRow,
-  })
-  return making.finally(() => purse?.leave())
+  const process = (item: unknown, attempt: Attempt) => {
+    const { id, index, signal } = attempt
+    const { chat, close } = meter(attempt)
+    // Another draw than the one that failed, yet the same in each attempt at this version.
+    const seed = seedOf(spec.seed, id, ref.key)
+    return stage.process(item, { ...context, id, index, seed, signal, chat }).finally(close)
+  }
+  const idOf = (index: number) => chosen.get(index)?.id ?? ''
+  return { run, stage, first, items, idOf, process, ask, purse, rows, others, chosen }
+}
+
+function pastOf({ attempts, promptTokens, completionTokens, costUsd }: Reject): Past {
+  return { attempts, bill: { requests: attempts, promptTokens, completionTokens, costUsd } }
 }
 
 /** A chat that asks this alias, whichever is asked for. */

@@ -2,6 +2,7 @@ import { z } from 'zod'
 
 import type { Engine } from '../infra/engine.ts'
 import { FspoError } from '../infra/errors.ts'
+import type { Isolation } from '../infra/isolation.ts'
 import type { Chat } from '../infra/llm.ts'
 import { readRows } from '../infra/seals.ts'
 import { readFiles, shardPrefix } from '../infra/shards.ts'
@@ -20,6 +21,8 @@ export interface Dependencies {
   folder: string
   chat(operations: Operations): Chat
   engine(operations: Operations): Engine<EngineEvent>
+  /** Makes items in another process; without it none is ever put into quarantine. */
+  isolation?: Isolation
   /** Of what made the data, for the report. */
   versions: Record<string, string>
   /** The stages of the road; tests bring their own. */

@@ -8,6 +8,7 @@ import { sealShard } from '../infra/shards.ts'
 import type { Store } from '../infra/store.ts'
 import { makeItems } from './lanes.ts'
 import type { LaneOptions, Track } from './loop.ts'
+import { guarded, type Quarantine } from './quarantine.ts'
 import { effortSchema, rejectSchema, type Reject } from './records.ts'
 import { isHopeless } from './rejects.ts'
 
@@ -20,6 +21,9 @@ export interface ShardOptions<Item, Row> extends Omit<LaneOptions<Item, Row>, 'c
   progress?(cursor: Cursor): void
   /** The last cursor that was heartbeated, as it comes; used to notice attempts that get nowhere. */
   resumeFrom?: unknown
+  /** Whether an attempt went before this one: then it is marked, so that the next one knows if it died. */
+  isRetry?: boolean
+  quarantine?: Quarantine<Item, Row> | undefined
   clock?: Clock
 }
 
@@ -66,17 +70,24 @@ export async function runShard<Item, Row>(options: ShardOptions<Item, Row>): Pro
   const wanted = items
     .map((_, offset) => first + offset)
     .filter((index) => !isHeld(journal, index) && !isHeld(given, index))
-  await makeItems({ ...options, clock }, { journal, track, wanted }).catch((error: unknown) => {
-    const isExpected =
-      options.signal?.aborted || (error instanceof FspoError && error.type === 'RateLimited')
-    if (isExpected) track.forgive()
+  const unmark = options.isRetry ? await journal.mark() : undefined
+  const process = guarded(options, { wanted, deaths: journal.deaths })
+  const making = makeItems({ ...options, process, clock }, { journal, track, wanted })
+  await making.catch(async (error: unknown) => {
+    if (isExpected(error, options.signal)) track.forgive()
     track.report()
+    await unmark?.().catch(() => {}) // the store may be what failed
     throw error
   })
   const rows = new Map([...(given?.rows ?? []), ...journal.rows])
   const rejects = new Map([...(given?.rejects ?? []), ...journal.rejects])
   const seconds = (clock.now() - began) / 1000
   return sealShard({ store, prefix, schema, effort, first, count, rows, rejects, seconds })
+}
+
+/** Whether an attempt ends for no fault of its shard: it was told to stop, or to wait. */
+function isExpected(error: unknown, signal: AbortSignal | undefined): boolean {
+  return signal?.aborted || (error instanceof FspoError && error.type === 'RateLimited')
 }
 
 function createTrack<Item, Row>(

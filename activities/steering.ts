@@ -44,9 +44,9 @@ export function createSteering(store: Store): (run: string) => Promise<Steering>
   const known = new Map<string, { until: number; steering: Promise<Steering> }>()
   return (run) => {
     const last = known.get(run)
-    if (last && Date.now() < last.until) return last.steering
+    if (last && performance.now() < last.until) return last.steering
     const steering = readSteering(store, run)
-    known.set(run, { until: Date.now() + knownForMs, steering })
+    known.set(run, { until: performance.now() + knownForMs, steering })
     return steering
   }
 }

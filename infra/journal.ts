@@ -1,3 +1,5 @@
+import { randomUUID } from 'node:crypto'
+
 import type { z } from 'zod'
 
 import { FspoError } from './errors.ts'
@@ -34,6 +36,10 @@ export interface Journal<Row, Reject> {
   readonly rejects: ReadonlyMap<number, Reject>
   /** What was paid for items that have neither. */
   readonly paid: ReadonlyMap<number, Paid>
+  /** Marked attempts that were ended by the death of their process. */
+  readonly deaths: number
+  /** Marks an attempt; returns what takes the mark away, for an attempt that ends by itself. */
+  mark(): Promise<() => Promise<void>>
   /** Entries that are not in the store yet. */
   pending(): number
   /** Chunks in the store. */
@@ -57,7 +63,8 @@ interface Entry {
 
 /**
  * Opens the journal of a shard, kept under `prefix` as `chunk-000003-<sha12>.jsonl` (lines { index, row }),
- * `rejects-<sha12>.jsonl` and `paid-<sha12>.jsonl`. A file that does not match the hash in its name, and a line that does not fit
+ * `rejects-<sha12>.jsonl` and `paid-<sha12>.jsonl`, beside `attempt-<uuid>.json` for each marked attempt.
+ * A file that does not match the hash in its name, and a line that does not fit
  * its schema, are passed over, so their items are made again.
  * Where two attempts made the same item, the chunk whose name sorts first wins; a row beats a dead letter.
  */
@@ -65,7 +72,7 @@ export async function openJournal<Row, Reject extends Rejected>(
   options: JournalOptions<Row, Reject>,
 ): Promise<Journal<Row, Reject>> {
   const { store, prefix, schema } = options
-  const { rows, rejects, paid, chunkNames } = await load(options)
+  const { rows, rejects, paid, chunkNames, deaths } = await load(options)
   const lines: Entry[] = []
   const deadLines: Entry[] = []
   const paidLines: Entry[] = []
@@ -101,13 +108,8 @@ export async function openJournal<Row, Reject extends Rejected>(
     return [...dead, ...made]
   }
 
-  async function writeLines(entries: Entry[], name: (hash: string) => string) {
-    const count = entries.length
-    if (count === 0) return []
-    const text = entries.map((entry) => `${entry.line}\n`).join('')
-    await store.put(`${prefix}/${name(sha256(text).slice(0, 12))}`, Buffer.from(text))
-    return entries.splice(0, count).map((entry) => entry.index)
-  }
+  const writeLines = (entries: Entry[], name: (hash: string) => string) =>
+    takeLines(entries, (hash, bytes) => store.put(`${prefix}/${name(hash)}`, bytes))
 
   async function forgetRejects() {
     for (const [index, dead] of rejects) pay(index, paidOf(dead))
@@ -117,9 +119,28 @@ export async function openJournal<Row, Reject extends Rejected>(
     await Promise.all(keys.map((key) => store.remove(key)))
   }
 
+  const mark = () => markAttempt(store, prefix)
   const pending = () => lines.length + deadLines.length + paidLines.length
-  const writing = { pending, chunks: () => chunks, add, reject, pay, flush, forgetRejects }
-  return { rows, rejects, paid, ...writing }
+  const writing = { pending, chunks: () => chunks, mark, add, reject, pay, flush, forgetRejects }
+  return { rows, rejects, paid, deaths, ...writing }
+}
+
+/** Puts the entries there are now; once they are safe, takes them away and returns their indices. */
+async function takeLines(
+  entries: Entry[],
+  put: (hash: string, bytes: Buffer) => Promise<unknown>,
+): Promise<number[]> {
+  const count = entries.length
+  if (count === 0) return []
+  const text = entries.map((entry) => `${entry.line}\n`).join('')
+  await put(sha256(text).slice(0, 12), Buffer.from(text))
+  return entries.splice(0, count).map((entry) => entry.index)
+}
+
+async function markAttempt(store: Store, prefix: string) {
+  const key = `${prefix}/attempt-${randomUUID()}.json`
+  await store.put(key, Buffer.from('{}'))
+  return () => store.remove(key)
 }
 
 /** What the journal of an unsealed shard says was paid for it, dead letters and items that were left included. */
@@ -185,7 +206,8 @@ async function load<Row, Reject extends Rejected>(options: JournalOptions<Row, R
     const isNew = !known || isMore(amount, known)
     if (isNew && isWanted(index) && !rejects.has(index)) paid.set(index, amount)
   }
-  return { rows, rejects, paid, chunkNames }
+  const deaths = keys.filter((key) => key.startsWith(`${prefix}/attempt-`)).length
+  return { rows, rejects, paid, chunkNames, deaths }
 }
 
 /** The objects in intact JSON-line files, in the order of the keys. */

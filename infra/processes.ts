@@ -56,9 +56,9 @@ function send(pid: number, signal: 'SIGTERM' | 'SIGKILL') {
 }
 
 async function settles(isDone: () => boolean, timeoutMs: number): Promise<boolean> {
-  const until = Date.now() + timeoutMs
+  const until = performance.now() + timeoutMs
   while (!isDone()) {
-    if (Date.now() >= until) return false
+    if (performance.now() >= until) return false
     await new Promise((resolve) => setTimeout(resolve, 25))
   }
   return true

@@ -1,3 +1,4 @@
+import { chaos } from './benches/chaos.ts'
 import { limits } from './benches/limits.ts'
 import { million } from './benches/million.ts'
 import { orchestrate } from './benches/orchestrate.ts'
@@ -9,6 +10,7 @@ const benches: Record<string, (args: string[]) => Promise<void>> = {
   orchestrate,
   million,
   limits,
+  chaos,
 }
 
 const [name = '', ...args] = process.argv.slice(2)

@@ -4,7 +4,9 @@ import { join } from 'node:path'
 import { it } from 'node:test'
 
 import { rejectSchema } from '../activities/records.ts'
+import { recall } from '../activities/replies.ts'
 import { FspoError } from '../infra/errors.ts'
+import type { Chat } from '../infra/llm.ts'
 import { findManifest } from '../infra/manifests.ts'
 import { readRejects, readShard } from '../infra/shards.ts'
 import { createFileStore } from '../infra/store.ts'
@@ -56,6 +58,46 @@ it('tries an item three times with growing, jittered waits, then once more at th
       between(waits[0], 250) && between(waits[1], 1000) && between(waits[4], 9000),
       waits.join(' '),
     )
+  }))
+
+it('hands an item what models replied in its earlier tries, and no other item', () =>
+  inStore(async (store) => {
+    const before = new Map<number, string[]>()
+    const reply = { finishReason: 'stop', endpoint: '', model: '', attempts: 1, costUsd: 0 }
+    await run(store, 3, {
+      async process(_item, { index, attempt, replies }) {
+        const tokens = { promptTokens: 0, completionTokens: 0 }
+        before.set(attempt * 10 + index, [...replies.keys()])
+        replies.set(`${index}.${attempt}`, { text: '', ...reply, ...tokens })
+        if (index === 1 && attempt < 5) throw transient('ServerError')
+        return row(index)
+      },
+    })
+    assert.deepEqual(before.get(51), ['1.1', '1.2', '1.3', '1.4'])
+    assert.deepEqual([before.get(10), before.get(12)], [[], []])
+  }))
+
+it('makes no call again that an earlier try of the item got a reply to', () =>
+  inStore(async (store) => {
+    const asked: number[] = []
+    const chat: Chat = async ({ seed }) => {
+      asked.push(seed)
+      if (seed === 2 && asked.length < 4) throw transient('ServerError')
+      return { text: `${seed}`, finishReason: 'stop', endpoint: '', model: '', ...paid }
+    }
+    const paid = { attempts: 1, promptTokens: 0, completionTokens: 0, costUsd: 0 }
+    await run(store, 1, {
+      async process(_item, { index, signal, replies }) {
+        const call = { alias: 'judge', messages: [], temperature: 0, maxTokens: 8, signal }
+        const texts = []
+        for (const seed of [1, 2]) {
+          texts.push((await recall(chat, replies)({ ...call, seed })).text)
+        }
+        assert.deepEqual(texts, ['1', '2'])
+        return row(index)
+      },
+    })
+    assert.deepEqual(asked, [1, 2, 2, 2])
   }))
 
 it('fails with the commonest class and message when too many items are poison, and begins them anew later', () =>

@@ -89,18 +89,17 @@ async function shopper(
     throw new Error('shoppers train nothing')
   }
   const deps = { store, folder, versions: {}, chat: () => chat, engine: unused }
-  const purses = createPurses(store, async ({ config }) => config.operations.budgetUsd)
+  const purses = createPurses(store)
   const steering = async () => ({ v: 1 as const })
   const { signal } = new AbortController()
-  const hooks = { signal, progress: () => {}, resumeFrom: undefined }
+  const hooks = { signal, progress: () => {}, resumeFrom: undefined, isRetry: false }
+  const making = { runs, deps, purses, steering, killers: new Set<string>() }
   try {
     const { key, missing, sealed } = await planStage({ runs, store }, { run, stage })
     if (sealed) return undefined
     const mine = missing.filter((shard) => shard % count === at)
     const ends = await Promise.allSettled(
-      mine.map((shard) =>
-        makeShard({ runs, deps, purses, steering }, { run, stage, key, shard }, hooks),
-      ),
+      mine.map((shard) => makeShard(making, { run, stage, key, shard }, hooks)),
     )
     const failed = ends.find((one) => one.status === 'rejected')
     if (failed) return failed.reason

@@ -39,7 +39,7 @@ export function keepChild(options: ChildOptions): Child {
   let deaths = 0
 
   function start() {
-    const startedAt = Date.now()
+    const startedAt = performance.now()
     const current = spawnChild(options)
     child = current
     onChange(current.pid)
@@ -48,7 +48,7 @@ export function keepChild(options: ChildOptions): Child {
       child = undefined
       onChange(undefined)
       if (isStopping) return
-      deaths = Date.now() - startedAt > stableAfterMs ? 1 : deaths + 1
+      deaths = performance.now() - startedAt > stableAfterMs ? 1 : deaths + 1
       onDeath(`${reason}${lastLine(options.logFile)}`, deaths)
       timer = setTimeout(start, Math.min(100 * 2 ** deaths, longestPauseMs))
     }

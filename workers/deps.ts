@@ -10,14 +10,16 @@ import type { Operations } from '../activities/spec.ts'
 import { FspoError } from '../infra/errors.ts'
 import { createEngine, type Engine } from '../infra/engine.ts'
 import { canonicalJson } from '../infra/hash.ts'
+import { createIsolation } from '../infra/isolation.ts'
 import { createChat, type Chat } from '../infra/llm.ts'
 import { locateStore, locationUrl, type StoreLocation } from '../infra/location.ts'
+import { createPatientStore } from '../infra/patience.ts'
 import { probeStore } from '../infra/probe.ts'
 import { createS3Store } from '../infra/s3.ts'
 import { createFileStore, type Store } from '../infra/store.ts'
 import { readConverter, type DataConverter } from './codec.ts'
 import { findEngine } from './engine.ts'
-import { packageRoot } from './paths.ts'
+import { packageRoot, program } from './paths.ts'
 import { readStack } from './stackfile.ts'
 import type { TemporalTarget } from './temporal.ts'
 
@@ -165,11 +167,12 @@ export function createDependencies(environment: Environment): Dependencies {
   }
 
   return {
-    store: openStore(environment),
+    store: createPatientStore(openStore(environment)),
     folder: join(environment.home, 'work'),
     versions: readVersions(),
     chat,
     engine,
+    isolation: createIsolation({ command: program('isolate'), env: environment.variables }),
   }
 }
 

@@ -40,7 +40,7 @@ function createBars(stream: NodeJS.WriteStream): Display {
 function createLines(stream: NodeJS.WriteStream): Display {
   const said = new Set<string>()
   const meter = createMeter()
-  let spokeAt = Date.now()
+  let spokeAt = performance.now()
   return {
     show({ stages }) {
       const paces = new Map(stages.map((stage) => [stage, meter(stage)]))
@@ -48,10 +48,10 @@ function createLines(stream: NodeJS.WriteStream): Display {
       // A stage that is made again is news again.
       for (const stage of stages) if (!isOver(stage)) said.delete(stage.stage)
       for (const stage of over) said.add(stage.stage)
-      const isQuiet = Date.now() - spokeAt >= quietMs
+      const isQuiet = performance.now() - spokeAt >= quietMs
       const running = isQuiet ? stages.filter(({ state }) => state === 'running') : []
       for (const stage of [...over, ...running]) {
-        spokeAt = Date.now()
+        spokeAt = performance.now()
         stream.write(`${line(stage, paces.get(stage))}\n`)
       }
     },

@@ -71,7 +71,7 @@ export async function connectClient(
   { connectionOptions, namespace, dataConverter }: TemporalTarget,
   { timeoutMs, signal }: { timeoutMs: number; signal?: AbortSignal },
 ): Promise<Client> {
-  const until = Date.now() + timeoutMs
+  const until = performance.now() + timeoutMs
   for (;;) {
     signal?.throwIfAborted()
     const connection = Connection.lazy({ ...connectionOptions, connectTimeout: '2s' })
@@ -83,7 +83,8 @@ export async function connectClient(
     } catch (cause) {
       await connection.close()
       if (isRefusal(cause)) throw refused(connectionOptions.address ?? '', namespace, cause)
-      if (Date.now() >= until) throw unreachable(connectionOptions.address ?? '', namespace, cause)
+      if (performance.now() >= until)
+        throw unreachable(connectionOptions.address ?? '', namespace, cause)
     }
     await new Promise((resolve) => setTimeout(resolve, 100))
   }

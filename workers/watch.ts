@@ -53,7 +53,7 @@ export async function watchRun(
   handle: RunHandle,
   { show, signal }: { show: (view: RunView) => void; signal: AbortSignal },
 ): Promise<Outcome> {
-  let seenAt = Date.now()
+  let seenAt = performance.now()
   while (!signal.aborted) {
     try {
       const { status } = await handle.describe()
@@ -63,12 +63,12 @@ export async function watchRun(
         return outcome
       }
       const view = await readView(client, handle)
-      seenAt = Date.now()
+      seenAt = performance.now()
       show(view)
       const isIdle = view.stages.every(({ inFlight }) => inFlight === 0)
       if (view.pause && isIdle) return { kind: 'paused', reason: view.pause.reason }
     } catch (cause) {
-      if (Date.now() - seenAt > patienceMs) throw gone(cause)
+      if (performance.now() - seenAt > patienceMs) throw gone(cause)
     }
     await wait(pollMs, signal)
   }

@@ -67,7 +67,7 @@ export async function runWorker(settings: WorkerSettings): Promise<void> {
     await Promise.race(runs).finally(stop)
     await Promise.all(runs)
   } finally {
-    await connection.close()
+    await connection.close().catch(() => {}) // refused while a worker holds it whose sibling did not come up
   }
 }
 
@@ -101,12 +101,12 @@ async function connect({
   target: { connectionOptions },
   signal,
 }: WorkerSettings): Promise<NativeConnection | undefined> {
-  const until = Date.now() + connectPatienceMs
+  const until = performance.now() + connectPatienceMs
   while (!signal.aborted) {
     try {
       return await NativeConnection.connect(nativeOptions(connectionOptions))
     } catch (cause) {
-      if (Date.now() < until) {
+      if (performance.now() < until) {
         await new Promise((resolve) => setTimeout(resolve, 100))
         continue
       }
