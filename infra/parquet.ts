@@ -93,7 +93,7 @@ export async function decodeParquet<Row>(
 ): Promise<Row[]> {
   let raw: Record<string, unknown>[]
   try {
-    raw = await readObjects(new Uint8Array(bytes).buffer)
+    raw = await readObjects(new Uint8Array(bytes).buffer, isNested(schema))
   } catch (cause) {
     throw corrupt(`${bytes.byteLength} bytes that are no Parquet file (${messageOf(cause)})`, cause)
   }
@@ -107,12 +107,15 @@ export async function decodeParquet<Row>(
 }
 
 /**
- * Reads the objects of a flat file. The library starts on columns before it has looked at all of them; if it
+ * Reads the objects of a file, whose columns may be lists only where that is expected. The library starts on columns before it has looked at all of them; if it
  * then gives up, nobody awaits the first ones, and their errors would end the process. So they wait.
  */
-async function readObjects(buffer: ArrayBuffer): Promise<Record<string, unknown>[]> {
+async function readObjects(
+  buffer: ArrayBuffer,
+  mayNest: boolean,
+): Promise<Record<string, unknown>[]> {
   const metadata = parquetMetadata(buffer)
-  if (metadata.schema.slice(1).some((element) => element.num_children !== undefined)) {
+  if (!mayNest && metadata.schema.slice(1).some(({ num_children }) => num_children !== undefined)) {
     throw new Error('it has nested columns')
   }
   let hasGivenUp = false
@@ -153,6 +156,10 @@ export function columnTypes(schema: z.ZodType): [string, ColumnType][] {
   )
   columnsBySchema.set(schema, columns)
   return columns
+}
+
+function isNested(schema: z.ZodType): boolean {
+  return columnTypes(schema).some(([, type]) => typeof type === 'object')
 }
 
 function typesOf(fields: z.infer<typeof fieldsSchema>): Record<string, Scalar> {
