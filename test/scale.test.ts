@@ -10,7 +10,7 @@ const items = 192
 const perWorker = 16 // calls at once
 
 test('a second worker, told only the address and its queue, nearly doubles the rate', async (t) => {
-  const mock = await startMock(1000)
+  const mock = await startMock(500)
   const plant = await startPlant()
   try {
     const alone = await measure(plant, mock, 1)

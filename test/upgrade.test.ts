@@ -4,9 +4,8 @@ import { after, before, test } from 'node:test'
 import type { RunConfig } from '../activities/spec.ts'
 import { FspoError } from '../infra/errors.ts'
 import { makeCurrent, readDeployment } from '../workers/deployment.ts'
-import { handleOf, startRun } from '../workers/runs.ts'
+import { startRun } from '../workers/runs.ts'
 import { bundleSources, previousWorkflows } from './builds.ts'
-import { eventually } from './commands.ts'
 import { startTemporal, startWorkers, type Server } from './servers.ts'
 import { createToys, toyConfig } from './toys.ts'
 
@@ -19,9 +18,9 @@ before(async () => {
 })
 after(() => server.stop())
 
-async function begin(workers: Workers, config: RunConfig) {
+async function begin(workers: Workers, config: RunConfig, { client } = server) {
   toys.made.clear()
-  const place = { client: server.client, store: workers.store }
+  const place = { client, store: workers.store }
   return (await startRun(place, config, ['generate', 'train'])).handle
 }
 
@@ -37,27 +36,6 @@ function holdAt(wanted: string) {
     await gate
   }
   return { open, reached }
-}
-
-/** Ends every trace of a run's workflows, as retention does in time. */
-async function forget(run: string) {
-  const ids: string[] = []
-  for await (const { workflowId } of server.client.workflow.list({ query: `FspoRun = '${run}'` })) {
-    ids.push(workflowId)
-  }
-  assert.ok(ids.length >= 8, ids.join(', '))
-  const { namespace } = server.client.options
-  for (const workflowId of [`fspo/${run}`, ...ids]) {
-    const workflowExecution = { workflowId }
-    const request = { namespace, workflowExecution }
-    await server.client.workflowService.deleteWorkflowExecution(request).catch(() => {})
-  }
-  await eventually(async () => {
-    const found = await handleOf(server.client, run)
-      .describe()
-      .catch(() => undefined)
-    return found ? undefined : true
-  })
 }
 
 test("a run that the previous commit's worker began is finished by today's", async (t) => {
@@ -80,24 +58,25 @@ test("a run that the previous commit's worker began is finished by today's", asy
 })
 
 test('a run whose history is gone goes on from its manifests: nothing is made again', async (t) => {
-  const workers = await startWorkers(server, toys)
-  t.after(workers.stop)
   toys.before.item = (stage, index) => {
     if (stage === 'preferences' && index === 12) throw new FspoError('Auth', 'key refused')
   }
   const config = toyConfig('retained', { spec: { seed: 42 } })
+  const workers = await startWorkers(server, toys)
+  t.after(workers.stop)
   await assert.rejects((await begin(workers, config)).result())
+  await workers.stop()
   delete toys.before.item
-  await forget('retained')
-  await (await begin(workers, config)).result()
+  // Another server knows nothing of the run, as its own would after its retention.
+  const forgetful = await startTemporal()
+  t.after(() => forgetful.stop())
+  const later = await startWorkers(forgetful, toys, { folder: workers.folder })
+  t.after(later.stop)
+  await (await begin(later, config, forgetful)).result()
   assert.equal(toys.made.get('preferences'), 1, 'the one item that was missing')
   assert.equal(toys.made.get('responses'), undefined)
   assert.equal(toys.made.get('base'), undefined)
-  await forget('retained')
-  const progress = await (await begin(workers, config)).result()
-  assert.ok(progress.stages.every(({ state }) => state === 'reused'))
-  assert.equal(toys.made.size, 0)
-  await workers.stop()
+  await later.stop()
 })
 
 test('a build has the id of its commit unless it is given one; names that cannot be are refused', () => {
