@@ -13,9 +13,15 @@ import type { ItemStage } from './stage.ts'
 export interface EpisodeItem {
   group: number
   episode: number
-  shots: Preference[]
-  query: Preference
+  shots: Label[]
+  query: Label
 }
+
+/** What episodes need of a preference; a million of them are held while they are planned. */
+type Label = Pick<
+  Preference,
+  'user' | 'split' | 'question' | 'prompt' | 'chosen' | 'rejected' | 'labelFirst'
+>
 
 /** Builds the few-shot training episodes from consistent preferences of training users. */
 export const episodes: ItemStage<EpisodeItem, Episode> = {
@@ -30,9 +36,9 @@ export const episodes: ItemStage<EpisodeItem, Episode> = {
     version: 1,
   }),
   schema: episodeSchema,
-  async items({ spec, rows }) {
+  async items({ spec, rows, parts }) {
     const people = await rows<Persona>('personas')
-    return planEpisodes(spec, people, await rows<Preference>('preferences'))
+    return planEpisodes(spec, people, await readLabels(spec, parts<Preference>('preferences')))
   },
   async process({ group, episode, shots, query }, { id, index }) {
     return {
@@ -67,18 +73,47 @@ export function trainable(preferences: Preference[], seed: number): Preference[]
 /** A training user and their trainable preferences by pair. */
 interface Person {
   index: number
-  labels: Map<string, Preference>
+  labels: Map<string, Label>
 }
 
+/** The trainable preferences by user and pair, equal texts held once; how many there were, and consistent ones. */
+async function readLabels(spec: Spec, parts: AsyncIterable<Preference[]>) {
+  const texts = new Map<string, string>()
+  const users = new Map<string, Map<string, Label>>()
+  const counts = { rows: 0, consistent: 0 }
+
+  function shared<Text extends string>(text: Text): Text {
+    if (!texts.has(text)) texts.set(text, text)
+    return texts.get(text) as Text
+  }
+
+  for await (const part of parts) {
+    counts.rows += part.length
+    counts.consistent += part.filter(({ consistent }) => consistent).length
+    for (const row of trainable(part, spec.seed)) {
+      const user = shared(row.user)
+      const labels = users.get(user) ?? new Map<string, Label>()
+      users.set(user, labels)
+      labels.set(shared(`${row.first} ${row.second}`), {
+        user,
+        split: shared(row.split),
+        question: shared(row.question),
+        prompt: shared(row.prompt),
+        chosen: shared(row.chosen),
+        rejected: shared(row.rejected),
+        labelFirst: row.labelFirst,
+      })
+    }
+  }
+  return { users, counts }
+}
+type Labels = Awaited<ReturnType<typeof readLabels>>
+
 /** Plans every episode, `perUser` rounds over all users; rows of a prefix and of a group are consecutive. */
-function planEpisodes(spec: Spec, people: Persona[], preferences: Preference[]): EpisodeItem[] {
-  const byUser = groupBy(trainable(preferences, spec.seed), ({ user }) => user)
-  const users = people
-    .filter(({ id, split }) => split === 'train' && byUser.has(id))
-    .map(({ id, index }): Person => {
-      const labels = byUser.get(id)!.map((row) => [`${row.first} ${row.second}`, row] as const)
-      return { index, labels: new Map(labels) }
-    })
+function planEpisodes(spec: Spec, people: Persona[], { users: labels, counts }: Labels) {
+  const users = people.flatMap(({ id, index, split }): Person[] =>
+    split === 'train' && labels.has(id) ? [{ index, labels: labels.get(id)! }] : [],
+  )
   const items: EpisodeItem[] = []
   let group = 0
   let episode = 0
@@ -93,7 +128,7 @@ function planEpisodes(spec: Spec, people: Persona[], preferences: Preference[]):
       if (drawn.length > 0) group++
     }
   }
-  if (items.length === 0) throw tooFew(spec, preferences)
+  if (items.length === 0) throw tooFew(spec, counts)
   return items
 }
 
@@ -179,11 +214,10 @@ function drawGroup(members: Person[], { episodes: { shots, queries } }: Spec, ra
   }))
 }
 
-function tooFew({ episodes: { shots, queries } }: Spec, preferences: Preference[]): FspoError {
-  const consistent = preferences.filter((row) => row.consistent).length
+function tooFew({ episodes: { shots, queries } }: Spec, counts: Labels['counts']): FspoError {
   return new FspoError(
     'TooFewPreferences',
-    `No user has the ${shots + queries} consistent preferences one episode needs (${consistent} of ` +
-      `${preferences.length} are consistent): raise preferences.pairs or lower episodes.shots`,
+    `No user has the ${shots + queries} consistent preferences one episode needs (${counts.consistent} of ` +
+      `${counts.rows} are consistent): raise preferences.pairs or lower episodes.shots`,
   )
 }

@@ -4,7 +4,7 @@ import type { Engine } from '../infra/engine.ts'
 import { FspoError } from '../infra/errors.ts'
 import type { Isolation } from '../infra/isolation.ts'
 import type { Chat } from '../infra/llm.ts'
-import { readRows } from '../infra/seals.ts'
+import { readParts, readRows } from '../infra/seals.ts'
 import { readFiles, shardPrefix } from '../infra/shards.ts'
 import type { Store } from '../infra/store.ts'
 import type { EngineEvent } from './contract.ts'
@@ -97,11 +97,16 @@ export function createRuns({ store }: Pick<Dependencies, 'store'>, stages: Stage
     const key = (name: StageName) => versionKey(stages, name, { spec, versions })
     const prefix = (name: StageName) => stagePrefix(name, key(name))
 
-    function rows<Row>(name: StageName): Promise<Row[]> {
+    // Callers name the row type of the stage, whose schema is checked against the files.
+    function schemaOf<Row>(name: StageName): z.ZodType<Row> {
       const { schema } = stages[name]
       if (!schema) throw new FspoError('Plan', `stage ${name} yields a checkpoint and no rows`)
+      return schema as z.ZodType<Row>
+    }
+
+    function rows<Row>(name: StageName): Promise<Row[]> {
+      const schema = schemaOf<Row>(name)
       const read = () => readRows(store, prefix(name), schema)
-      // The caller names the row type of the stage, whose schema is checked against the files.
       return cache.get(`rows ${prefix(name)}`, read) as Promise<Row[]>
     }
 
@@ -111,6 +116,10 @@ export function createRuns({ store }: Pick<Dependencies, 'store'>, stages: Stage
         rows<Row>(read: StageName): Promise<Row[]> {
           assertReads(stages[name], read)
           return rows<Row>(read)
+        },
+        parts<Row>(read: StageName) {
+          assertReads(stages[name], read)
+          return readParts(store, prefix(read), schemaOf<Row>(read))
         },
       }
     }

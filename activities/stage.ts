@@ -30,6 +30,8 @@ export interface StageContext {
   spec: Spec
   /** All rows of a sealed stage, in index order, cached per process. Only stages named in `reads` may be asked for. */
   rows<Row>(stage: StageName): Promise<Row[]>
+  /** The same shard by shard and not kept, for who needs little of many rows. */
+  parts<Row>(stage: StageName): AsyncIterable<Row[]>
 }
 
 /** An item's own means: its id, its seed (from spec seed and id, never from the attempt) and the models. */

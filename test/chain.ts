@@ -15,7 +15,7 @@ import type {
 import { refinements } from '../activities/refinements.ts'
 import { responses } from '../activities/responses.ts'
 import type { Spec } from '../activities/spec.ts'
-import type { ItemStage } from '../activities/stage.ts'
+import type { ItemStage, StageContext, StageName } from '../activities/stage.ts'
 import { FspoError } from '../infra/errors.ts'
 import type { Chat, ChatRequest } from '../infra/llm.ts'
 import { seedOf } from '../infra/random.ts'
@@ -41,6 +41,16 @@ export interface Chain {
   rejects: Pick<Reject, 'id' | 'stage' | 'errorClass' | 'message'>[]
 }
 
+/** What a stage reads its rows by, each stage in one part. */
+export function reading(rows: StageContext['rows']): Pick<StageContext, 'rows' | 'parts'> {
+  return {
+    rows,
+    async *parts<Row>(stage: StageName) {
+      yield await rows<Row>(stage)
+    },
+  }
+}
+
 /** Runs all item stages of a spec in this process, without server, store or Temporal; takes seconds. */
 export async function makeChain(
   spec: Spec,
@@ -64,12 +74,20 @@ export async function makeChain(
 
   async function make<Item, Row>(stage: ItemStage<Item, Row>): Promise<Row[]> {
     const done: Row[] = []
-    const planned = await stage.items({ spec, rows })
+    const planned = await stage.items({ spec, ...reading(rows) })
     const items = planned.slice(0, planned.length)
     for (const [index, item] of items.entries()) {
       const id = `${stage.name}-${index}`
       const { signal } = new AbortController()
-      const context = { spec, rows, id, index, seed: seedOf(spec.seed, id), signal, chat }
+      const context = {
+        spec,
+        ...reading(rows),
+        id,
+        index,
+        seed: seedOf(spec.seed, id),
+        signal,
+        chat,
+      }
       try {
         done.push(stage.schema.parse(await stage.process(item, context)))
       } catch (error) {

@@ -7,12 +7,15 @@ import { stagePrefix } from '../activities/keys.ts'
 import { preferenceSchema } from '../activities/records.ts'
 import { seedOf } from '../infra/random.ts'
 import { readRows } from '../infra/seals.ts'
-import { createFileStore } from '../infra/store.ts'
+import { locateStore } from '../infra/location.ts'
+import { createS3Store } from '../infra/s3.ts'
+import { createFileStore, type Store } from '../infra/store.ts'
 import type { FaultKind } from '../workers/faults.ts'
 import { answer, type Question } from '../workers/mind.ts'
 import { startSimulator } from '../workers/simulator.ts'
 import { eventually, freshFolder, stackOf, startFspo, writeConfig } from './commands.ts'
 import { startLine, type Line } from './cut.ts'
+import { startSeaweed, type Seaweed } from './seaweed.ts'
 
 /** A run of stage `preferences`, and of all it reads, that something is done to. */
 export interface Scenario {
@@ -25,6 +28,8 @@ export interface Scenario {
   isTimeless?: boolean
   /** A second process for LLM calls. */
   hasHelper?: boolean
+  /** Whether the store is a bucket of a real S3 server. */
+  hasBucket?: boolean
   /** What happens when so large a share of the judge's calls has come. */
   events?: { at: number; act(plant: Plant): Promise<void> }[]
 }
@@ -33,6 +38,8 @@ export interface Scenario {
 export interface Plant {
   folder: string
   line: Line
+  /** The S3 server of the store, where it is a bucket. */
+  seaweed: Seaweed | undefined
   /** Kills a process of the stack, or stops and continues one. */
   signal(victim: string, signal: 'SIGKILL' | 'SIGSTOP' | 'SIGCONT'): Promise<void>
   /** Resolves when a call is made that was made before. */
@@ -90,14 +97,20 @@ export async function endure(scenario: Scenario, sizes: Sizes): Promise<Outcome>
     faults: { rates: scenario.faults ?? {}, retryAfterMs: 20 },
   })
   const line = await startLine(simulator.url)
+  const seaweed = scenario.hasBucket ? await startSeaweed() : undefined
+  const url = await seaweed?.makeBucket('chaos')
   writeConfig(folder, configOf(sizes, line.url))
-  const env = environmentOf(scenario, { folder, deaths })
+  const env = {
+    ...environmentOf(scenario, { folder, deaths }),
+    ...(seaweed && url && { ...seaweed.env, FSPO_STORE: url }),
+  }
   const startedAt = performance.now()
   const command = startFspo(folder, ['generate', '--config', 'fspo.json', '--json'], env)
   let kills = 0
   const plant: Plant = {
     folder,
     line,
+    seaweed,
     repeated: calls.repeated,
     async signal(victim, signal) {
       const pid = await eventually(() => stackOf(folder)?.processes[victim]?.pid)
@@ -118,7 +131,9 @@ export async function endure(scenario: Scenario, sizes: Sizes): Promise<Outcome>
   const cuts = line.cuts()
   await Promise.all([line.close(), simulator.close()])
   const poisoned = readFileSync(deaths, 'utf8').split('\n').length - 1
-  const measured = code === 0 ? await measure(folder, stdout) : nothing
+  const store = url && seaweed ? openStore(url, seaweed) : createFileStore(storeOf(folder))
+  const measured = code === 0 ? await measure(store, stdout) : nothing
+  await seaweed?.stop()
   if (code === 0) rmSync(folder, { recursive: true })
   return {
     scenario: scenario.name,
@@ -146,10 +161,17 @@ function boundOf(
 
 const nothing = { items: 0, rejects: 0, contents: {}, ids: [] }
 
-async function measure(folder: string, json: string) {
+const storeOf = (folder: string) => join(folder, '.fspo', 'store')
+
+function openStore(url: string, { identities }: Seaweed): Store {
+  const location = locateStore(url)
+  if (location.kind !== 's3') throw new Error(`${url} is no bucket`)
+  return createS3Store(location, { credentials: identities.admin, cacheFolder: freshFolder() })
+}
+
+async function measure(store: Store, json: string) {
   const { stages }: Pick<Report, 'stages'> = JSON.parse(json)
   const labelled = stages.find(({ stage }) => stage === 'preferences')!
-  const store = createFileStore(join(folder, '.fspo', 'store'))
   const rows = await readRows(store, stagePrefix('preferences', labelled.key), preferenceSchema)
   return {
     items: labelled.items,
@@ -236,7 +258,7 @@ async function startHelper(folder: string, env: Record<string, string>) {
 
 /** Fills the store's disk, as its quota sees it, and gives the room back after `ms`. */
 export async function fillDisk({ folder }: Plant, ms: number): Promise<void> {
-  const ballast = join(folder, '.fspo', 'store', 'ballast')
+  const ballast = join(storeOf(folder), 'ballast')
   writeFileSync(ballast, '')
   truncateSync(ballast, 2 * quota)
   await new Promise((resolve) => setTimeout(resolve, ms))

@@ -13,6 +13,7 @@ import { type VerdictItem, verdicts } from '../activities/verdicts.ts'
 import { FspoError } from '../infra/errors.ts'
 import type { Chat } from '../infra/llm.ts'
 import { createMind } from '../workers/mind.ts'
+import { reading } from './chain.ts'
 import { createStandIn, makeEvaluation, mindChat, smallSpec as spec } from './standin.ts'
 
 let made: Awaited<ReturnType<typeof makeEvaluation>>
@@ -25,7 +26,7 @@ before(async () => {
 
 async function judgeOne(item: VerdictItem, chat: Chat): Promise<Verdict> {
   const context = { spec, id: 'verdict', index: 0, seed: 1, signal: new AbortController().signal }
-  return verdicts.process(item, { ...context, chat, rows: async () => [] })
+  return verdicts.process(item, { ...context, chat, ...reading(async () => []) })
 }
 
 test('every cell has the users and questions the spec asks for, balanced over combinations', () => {
@@ -233,7 +234,7 @@ test('equal texts are a tie without a call, and an empty answer can be judged', 
 })
 
 test('no hidden weight and no other user is in what the judge of verdicts is shown', async () => {
-  const planned = await verdicts.items({ spec, rows: made.stand.rows })
+  const planned = await verdicts.items({ spec, ...reading(made.stand.rows) })
   const items = planned.slice(0, planned.length)
   assert.equal(items.length, made.rows.samples.filter(({ system }) => system !== 'base').length)
   const texts = new Map(made.rows.refinements.map(({ persona, text }) => [persona, text]))

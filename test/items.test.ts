@@ -3,7 +3,7 @@ import { test } from 'node:test'
 
 import { itemsOf } from '../activities/items.ts'
 import { preferences } from '../activities/preferences.ts'
-import { makeChain } from './chain.ts'
+import { makeChain, reading } from './chain.ts'
 import { smallSpec } from './standin.ts'
 
 test('items made when they are asked for are those of the whole list, whatever is asked for', () => {
@@ -32,7 +32,7 @@ test('shards of preferences hold each user and pair once, in the order of the us
   const spec = { ...smallSpec, preferences: { ...smallSpec.preferences, panel: 4 } }
   const chain = await makeChain(spec)
   const rows = async <Row>(stage: string) => new Map(Object.entries(chain)).get(stage) as Row[]
-  const planned = await preferences.items({ spec, rows })
+  const planned = await preferences.items({ spec, ...reading(rows) })
   const shards = Array.from({ length: Math.ceil(planned.length / 50) }, (_, shard) =>
     planned.slice(shard * 50, (shard + 1) * 50),
   )

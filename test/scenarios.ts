@@ -19,16 +19,26 @@ async function freeze(plant: Plant): Promise<void> {
   await plant.signal('llm', 'SIGCONT')
 }
 
+async function restartBucket({ seaweed }: Plant): Promise<void> {
+  await seaweed?.kill()
+  await seaweed?.start()
+}
+
 const thrice = [0.3, 0.6, 0.9].map((at) => ({ at, act: kill('llm') }))
 const cut = { at: 0.4, act: cutLine }
 const full = { at: 0.5, act: (plant: Plant) => fillDisk(plant, 3_000) }
 
 export const calm: Scenario = { name: 'undisturbed' }
 
-/** One at a time, for the bench. A store on S3 whose server is killed belongs here as soon as there is one. */
+/** One at a time, for the bench. */
 export const scenarios: Scenario[] = [
   { name: 'LLM worker killed at 30, 60 and 90 %', events: thrice },
   { name: 'Temporal killed at 50 %', events: [{ at: 0.5, act: kill('temporal') }] },
+  {
+    name: 'S3 killed at 30 and 60 %',
+    hasBucket: true,
+    events: [0.3, 0.6].map((at) => ({ at, act: restartBucket })),
+  },
   { name: 'endpoint cut off for 3 s', events: [cut] },
   { name: '5 % of 500', faults: { '500': 0.05 } },
   { name: '5 % of 429', faults: { '429': 0.05 } },
