@@ -102,7 +102,7 @@ export async function endure(scenario: Scenario, sizes: Sizes): Promise<Outcome>
   writeConfig(folder, configOf(sizes, line.url))
   const env = {
     ...environmentOf(scenario, { folder, deaths }),
-    ...(seaweed && url && { ...seaweed.env, FSPO_STORE: url }),
+    ...(seaweed && url ? { ...seaweed.env, FSPO_STORE: url } : { FSPO_STORE_QUOTA: String(quota) }),
   }
   const startedAt = performance.now()
   const command = startFspo(folder, ['generate', '--config', 'fspo.json', '--json'], env)
@@ -245,7 +245,6 @@ function environmentOf(
   const urls = modules.map((name) => new URL(`fixtures/${name}.mjs`, import.meta.url).href)
   return {
     FSPO_HOME: join(folder, '.fspo'),
-    FSPO_STORE_QUOTA: String(quota),
     NODE_OPTIONS: urls.map((url) => `--import ${url}`).join(' '),
     ...(isDeadly && { FSPO_POISON: `${deadlyWord} ${deaths}` }),
   }

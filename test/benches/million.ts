@@ -29,7 +29,7 @@ const unseenUsers = 50
 const pairs = { train: 480, unseen: 40 } // crossed pairs come on top: half of the latter for everybody
 const perTrain = pairs.train + pairs.unseen / 2
 const perUnseen = pairs.unseen + pairs.unseen / 2
-const sampleMs = 500
+const sampleMs = 100
 
 /**
  * So many preferences labelled in both orders by the simulator: the time, the memory of the workers by tenths
