@@ -59,7 +59,11 @@ export async function withWitness<Hooks extends Heard>(
 
 /** Makes an engine's shard before a witness; its items are told when it is sealed. */
 export async function withEngineWitness(
-  { witness, work, signal }: { witness: Witness | undefined; work: () => Work; signal: AbortSignal },
+  {
+    witness,
+    work,
+    signal,
+  }: { witness: Witness | undefined; work: () => Work; signal: AbortSignal },
   make: (hear: (event: EngineEvent) => void) => Promise<Summary>,
 ): Promise<Summary> {
   if (!witness) return make(() => {})

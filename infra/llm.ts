@@ -110,7 +110,9 @@ async function converse(
     const send = async (call: Call) => {
       attempts++
       const sent = complete(endpoint, request, call)
-      return await (onCall ? overhear(sent, { alias: request.alias, url: endpoint.target.url }, onCall) : sent)
+      return await (onCall
+        ? overhear(sent, { alias: request.alias, url: endpoint.target.url }, onCall)
+        : sent)
     }
     try {
       const reply = await endpoint.limiter.run(send, request.signal, options)

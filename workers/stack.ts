@@ -9,6 +9,7 @@ import { keepChild, type Child } from './children.ts'
 import { storeLocation } from './deps.ts'
 import { packageRoot, program } from './paths.ts'
 import { choosePort } from './ports.ts'
+import { scrapeUrl, type ScrapeAddress } from './scrape.ts'
 import { clearStale, markOf, removeStack, writeStack, type StackInfo } from './stackfile.ts'
 import { findTemporal, temporalCommand } from './temporal.ts'
 
@@ -24,6 +25,8 @@ export interface StackOptions {
   port?: number
   uiPort?: number
   simulatorPort?: number
+  /** Where the workers' metrics are: each has the next free port from here on. */
+  metrics?: ScrapeAddress | undefined
   /** Told when a child died and is started again. */
   onDeath?: (name: string, reason: string) => void
   /** Told when a child does not come up whatever is done. */
@@ -73,6 +76,7 @@ export async function startStack(options: StackOptions): Promise<Stack> {
     ui: temporal ? '' : `http://127.0.0.1:${uiPort}`,
     simulator: simulatorPort ? `http://127.0.0.1:${simulatorPort}/v1` : '',
     store: locationUrl(storeLocation({ home, variables: options.env })),
+    ...(options.metrics && { metrics: await chooseScrapes(options.metrics) }),
     processes: {},
   }
   writeStack(home, info)
@@ -89,9 +93,9 @@ export async function startStack(options: StackOptions): Promise<Stack> {
       const flags = ['--with-parent', '--port', String(simulatorPort), '--models', served]
       children.add('simulator', [...program('simulator'), ...flags])
     }
-    for (const name of ['gpu', 'llm'] as const) children.add(name, workerCommand(name))
+    for (const name of ['gpu', 'llm'] as const) children.add(name, workerCommand(name, info))
     const bundle = await bundleWorkflows(join(home, 'cache'))
-    children.add('control', [...workerCommand('control'), '--bundle', bundle])
+    children.add('control', [...workerCommand('control', info), '--bundle', bundle])
   } catch (error) {
     children.kill()
     removeStack(home)
@@ -100,9 +104,27 @@ export async function startStack(options: StackOptions): Promise<Stack> {
   return { info, stop: children.stop, kill: children.kill }
 }
 
-function workerCommand(name: keyof typeof workerQueues): string[] {
+type WorkerName = keyof typeof workerQueues
+
+function workerCommand(name: WorkerName, { metrics }: StackInfo): string[] {
   const flags = name === 'llm' ? [roomForCalls] : []
-  return [...program('worker', flags), '--with-parent', '--queues', workerQueues[name].join(',')]
+  const place = metrics?.[name]
+  return [
+    ...program('worker', flags),
+    '--with-parent',
+    '--queues',
+    workerQueues[name].join(','),
+    // Whoever started the stack has said so if anybody may read them.
+    ...(place ? ['--metrics', new URL(place).host, '--metrics-remote'] : []),
+  ]
+}
+
+async function chooseScrapes({ host, port }: ScrapeAddress): Promise<Record<WorkerName, string>> {
+  const choose = async () => {
+    const free = await choosePort({ asked: undefined, usual: port, flag: '--metrics' })
+    return scrapeUrl({ host, port: free })
+  }
+  return { control: await choose(), llm: await choose(), gpu: await choose() }
 }
 
 function createChildren(options: StackOptions, info: StackInfo) {
@@ -159,8 +181,9 @@ function createChildren(options: StackOptions, info: StackInfo) {
 /** What children are told. Keys and certificates of another server are none of our own server's business. */
 function environmentOf({ home, env, temporal }: StackOptions, info: StackInfo) {
   const given = Object.entries(env).filter(([name]) => temporal || !name.startsWith('TEMPORAL_'))
+  const { FSPO_METRICS: _, ...inherited } = Object.fromEntries(given)
   return {
-    ...Object.fromEntries(given),
+    ...inherited,
     FSPO_HOME: home,
     TEMPORAL_ADDRESS: info.address,
     TEMPORAL_NAMESPACE: info.namespace,
