@@ -144,9 +144,10 @@ function watchShards(meter: MetricMeter, sums: Sums) {
 
   function publish() {
     for (const [stage, atWork] of begun) {
-      const oldest = Math.min(performance.now(), ...[...atWork].map(({ since }) => since))
+      const now = performance.now()
+      const oldest = Math.min(now, ...[...atWork].map(({ since }) => since))
       active.set(atWork.size, { stage })
-      age.set((performance.now() - oldest) / 1000, { stage })
+      age.set((now - oldest) / 1000, { stage })
     }
   }
 
