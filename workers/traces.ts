@@ -14,6 +14,7 @@ import {
   RandomIdGenerator,
 } from '@opentelemetry/sdk-trace-base'
 import type { Logger } from 'pino'
+import { z } from 'zod'
 
 import type { Account, Ending, Witness, Work } from '../activities/witness.ts'
 
@@ -34,7 +35,8 @@ export function createTraces({
   redact: (text: string) => string
   logger: Logger
 }) {
-  listen(logger, redact)
+  const warn = (text: string) => logger.warn({ by: 'opentelemetry' }, redact(text))
+  listen(warn)
   let traceId = ''
   const random = new RandomIdGenerator()
   const provider = new BasicTracerProvider({
@@ -69,7 +71,8 @@ export function createTraces({
     witness,
     async close() {
       const patience = new Promise((resolve) => setTimeout(resolve, patienceMs).unref())
-      await Promise.race([provider.shutdown(), patience])
+      const sent = provider.shutdown().catch((error) => warn(`traces are not sent: ${error}`))
+      await Promise.race([sent, patience])
     },
   }
 }
@@ -110,9 +113,20 @@ function accountOf(span: Span, redact: (text: string) => string): Account {
 }
 
 /** What OpenTelemetry complains of, a collector that does not answer above all, is in the worker's log. */
-function listen(logger: Logger, redact: (text: string) => string) {
-  const warn = (message: string) => logger.warn({ by: 'opentelemetry' }, redact(message))
+function listen(warn: (text: string) => void) {
+  const tell = (text: string) => warn(readable(text))
   const ignore = () => {}
-  const listener = { error: warn, warn, info: ignore, debug: ignore, verbose: ignore }
+  const listener = { error: tell, warn: tell, info: ignore, debug: ignore, verbose: ignore }
   diag.setLogger(listener, { logLevel: DiagLogLevel.WARN, suppressOverrideMessage: true })
+}
+
+const reportSchema = z.object({ message: z.string() })
+
+/** An error comes as JSON with its stack; one line of it is enough. */
+function readable(text: string): string {
+  try {
+    return reportSchema.parse(JSON.parse(text)).message
+  } catch {
+    return text
+  }
 }
