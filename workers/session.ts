@@ -5,7 +5,6 @@ import { locationUrl } from '../infra/location.ts'
 import { storeLocation, targetOf, type Environment } from './deps.ts'
 import { exitCodes, type ExitCode } from './exits.ts'
 import { watchReader } from './reader.ts'
-import { readScrape } from './scrape.ts'
 import { startStack, type Stack, type StackOptions } from './stack.ts'
 import { readStack, type StackInfo } from './stackfile.ts'
 import {
@@ -91,7 +90,6 @@ async function openSession(
   { signal, ...options }: Omit<StackOptions, 'home' | 'env' | 'temporal'> & { signal: AbortSignal },
 ): Promise<Session> {
   const { home, variables: env, foreign } = environment
-  const metrics = options.metrics ?? (env.FSPO_METRICS ? readScrape(env.FSPO_METRICS) : undefined)
   const running = readStack(home)
   const named = foreign?.connectionOptions.address
   if (running) {
@@ -109,7 +107,7 @@ async function openSession(
     return { client, ui, stack: undefined }
   }
   if (!foreign) {
-    const stack = await startStack({ ...options, metrics, home, env })
+    const stack = await startStack({ ...options, home, env })
     const client = await connectTo(stack, targetOf(stack.info, environment), signal)
     return { client, ui: stack.info.ui, stack }
   }
@@ -117,7 +115,7 @@ async function openSession(
   await ensureSearchAttributes(client)
   if (await hasPollers(client, 'fspo')) return { client, ui: '', stack: undefined }
   const temporal = { address: named ?? '', namespace: foreign.namespace }
-  return { client, ui: '', stack: await startStack({ ...options, metrics, home, env, temporal }) }
+  return { client, ui: '', stack: await startStack({ ...options, home, env, temporal }) }
 }
 
 /** What is written to one store, workers on another never see. @throws FspoError 'Config' */

@@ -9,7 +9,7 @@ import { keepChild, type Child } from './children.ts'
 import { storeLocation } from './deps.ts'
 import { packageRoot, program } from './paths.ts'
 import { choosePort } from './ports.ts'
-import { scrapeUrl, type ScrapeAddress } from './scrape.ts'
+import { readScrape, scrapeUrl, type ScrapeAddress } from './scrape.ts'
 import { clearStale, markOf, removeStack, writeStack, type StackInfo } from './stackfile.ts'
 import { findTemporal, temporalCommand } from './temporal.ts'
 
@@ -25,7 +25,7 @@ export interface StackOptions {
   port?: number
   uiPort?: number
   simulatorPort?: number
-  /** Where the workers' metrics are: each has the next free port from here on. */
+  /** Where the workers' metrics are: each has the next free port from here on. Default: FSPO_METRICS. */
   metrics?: ScrapeAddress | undefined
   /** Told when a child died and is started again. */
   onDeath?: (name: string, reason: string) => void
@@ -57,7 +57,8 @@ const graceMs = 45_000 // a training engine saves its checkpoint in this time
  * @throws FspoError 'PortInUse', 'TemporalMissing', 'StackRunning'
  */
 export async function startStack(options: StackOptions): Promise<Stack> {
-  const { home, models, temporal } = options
+  const { home, models, temporal, env } = options
+  const metrics = options.metrics ?? (env.FSPO_METRICS ? readScrape(env.FSPO_METRICS) : undefined)
   mkdirSync(join(home, 'logs'), { recursive: true })
   await clearStale(home)
   const port = temporal ? 0 : await choosePort({ asked: options.port, usual: 7233, flag: '--port' })
@@ -76,7 +77,7 @@ export async function startStack(options: StackOptions): Promise<Stack> {
     ui: temporal ? '' : `http://127.0.0.1:${uiPort}`,
     simulator: simulatorPort ? `http://127.0.0.1:${simulatorPort}/v1` : '',
     store: locationUrl(storeLocation({ home, variables: options.env })),
-    ...(options.metrics && { metrics: await chooseScrapes(options.metrics) }),
+    ...(metrics && { metrics: await chooseScrapes(metrics) }),
     processes: {},
   }
   writeStack(home, info)
