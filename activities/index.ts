@@ -207,12 +207,14 @@ function toFailure(error: unknown, attempt: number): Error {
   if (error instanceof ApplicationFailure || error instanceof CancelledFailure) return error
   if (error instanceof FspoError) {
     const { retryAfterMs } = error.details
-    return ApplicationFailure.create({
+    const failure = ApplicationFailure.create({
       message: error.message,
       type: error.type,
       nonRetryable: !error.retryable,
       ...(retryAfterMs !== undefined && { nextRetryDelay: retryAfterMs }),
     })
+    failure.stack = '' // of use to nobody: the message says what to do
+    return failure
   }
   const cause = error instanceof Error ? error : new Error(String(error))
   return ApplicationFailure.create({
