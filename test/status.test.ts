@@ -62,6 +62,19 @@ test('below the stages stand tokens, dollars, rejects and how to see them, and a
   ])
 })
 
+test('a small terminal has shorter bars and only the stages that matter now', () => {
+  const stages = [
+    atWork({ stage: 'personas', state: 'sealed', done: 10 }),
+    atWork({ done: 600, itemsKept: 400, rejects: 12, costUsd: 123.4 }),
+    ...Array.from({ length: 9 }, () => waitingView('preferences')),
+  ]
+  const narrow = describeView(viewOf(stages), undefined, { width: 79 })
+  assert.ok(narrow.every((text) => text.length <= 79))
+  assert.match(narrow[1] ?? '', /^responses {4}█{5}░{3} .* 12 rejects +\$123\.40 +40 s left$/)
+  const low = describeView(viewOf(stages), undefined, { rows: 8 })
+  assert.match(low.join('\n'), /^responses .*\n +1 stages made, 9 waiting\nrunning .*$/)
+})
+
 test('in a terminal a run is one moving line per stage; when its history is gone manifests tell of it', async () => {
   const folder = freshFolder()
   writeConfig(folder, small)
