@@ -46,7 +46,7 @@ let scraped: string[] = [] // lines of all workers
 before(async () => {
   writeConfig(folder, config)
   const env = { OTEL_EXPORTER_OTLP_ENDPOINT: collector.url, OTEL_BSP_SCHEDULE_DELAY: '100' }
-  const up = startFspo(folder, ['up', '--metrics', '127.0.0.1:21464'], env)
+  const up = startFspo(folder, ['up', '--metrics', '127.0.0.1:0'], env)
   try {
     await eventually(async () => ((await fspo(folder, ['status'])).code === 0 ? true : undefined))
     const run = await fspo(folder, ['train', '--config', 'fspo.json'])
@@ -145,7 +145,7 @@ test("a worker's log has a line for each shard: run, stage, shard, attempt, and 
     .split('\n')
   const sealed = lines.map((line) => JSON.parse(line)).filter(({ msg }) => msg === 'shard sealed')
   const responses = sealed.filter(({ run, stage }) => run === 'small' && stage === 'responses')
-  assert.deepEqual(responses.map(({ shard }) => shard).toSorted(), [0, 1, 2])
+  assert.deepEqual(new Set(responses.map(({ shard }) => shard)), new Set([0, 1, 2]))
   assert.deepEqual(new Set(responses.map(({ attempt }) => attempt)), new Set([1]))
   assert.equal(
     responses.reduce((sum, { items }) => sum + items, 0),

@@ -18,7 +18,7 @@ test('a failed attempt is a span with its cause, beside the one that sealed; no 
   const collector = await startCollector()
   const variables = {
     OTEL_EXPORTER_OTLP_ENDPOINT: collector.url,
-    OTEL_EXPORTER_OTLP_HEADERS: `authorization=${token}`,
+    OTEL_EXPORTER_OTLP_HEADERS: `x-tenant=a,authorization=Bearer%20${token}`,
     JUDGE_KEY: secret,
   }
   Object.assign(process.env, variables) // where OpenTelemetry looks

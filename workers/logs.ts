@@ -33,5 +33,6 @@ export function createRedactor(
 function secretsIn(name: string, value: string): string[] {
   if (secretName.test(name)) return [value.trim()]
   if (!headersName.test(name)) return []
-  return value.split(',').map((header) => header.slice(header.indexOf('=') + 1).trim())
+  const valueOf = (header: string) => header.slice(header.indexOf('=') + 1).trim()
+  return value.split(',').map((header) => valueOf(header).split(/%20| /).at(-1) ?? '') // after 'Bearer'
 }
