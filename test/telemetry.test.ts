@@ -31,6 +31,7 @@ const config = {
   },
   operations: {
     shardItems: 50,
+    flushEvery: 10, // several reports for each shard
     models: Object.fromEntries(
       ['sim-small', 'sim-medium', 'sim-large', 'sim-judge'].map((name) => [name, priced(name)]),
     ),
