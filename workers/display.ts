@@ -17,8 +17,8 @@ const wideLine = 90
 const quietMs = 10_000
 
 /** On a terminal one moving line per stage; else a line per finished stage, and one each 10 s. */
-export function createDisplay(stream: NodeJS.WriteStream): Display {
-  return stream.isTTY ? createBars(stream) : createLines(stream)
+export function createDisplay(stream: NodeJS.WriteStream, now = () => performance.now()): Display {
+  return stream.isTTY ? createBars(stream) : createLines(stream, now)
 }
 
 function createBars(stream: NodeJS.WriteStream): Display {
@@ -51,10 +51,10 @@ function createBars(stream: NodeJS.WriteStream): Display {
   }
 }
 
-function createLines(stream: NodeJS.WriteStream): Display {
+function createLines(stream: NodeJS.WriteStream, now: () => number): Display {
   const said = new Set<string>()
   const meter = createMeter()
-  let spokeAt = performance.now()
+  let spokeAt = now()
   return {
     show({ stages }) {
       const paces = new Map(stages.map((stage) => [stage, meter(stage)]))
@@ -62,10 +62,10 @@ function createLines(stream: NodeJS.WriteStream): Display {
       // A stage that is made again is news again.
       for (const stage of stages) if (!isOver(stage)) said.delete(stage.stage)
       for (const stage of over) said.add(stage.stage)
-      const isQuiet = performance.now() - spokeAt >= quietMs
+      const isQuiet = now() - spokeAt >= quietMs
       const running = isQuiet ? stages.filter(({ state }) => state === 'running') : []
       for (const stage of [...over, ...running]) {
-        spokeAt = performance.now()
+        spokeAt = now()
         stream.write(`${line(stage, paces.get(stage))}\n`)
       }
     },

@@ -180,8 +180,9 @@ export async function main(args: string[]): Promise<void> {
   })
   const logger = createLogger(environment.variables)
   const asked = values.metrics ?? environment.variables.FSPO_METRICS
-  const metrics = asked && (await placeOf(asked, { isRemote: values['metrics-remote'] }))
-  const telemetry = await startTelemetry(environment, { logger, metrics: metrics || undefined })
+  const isRemote = values['metrics-remote']
+  const metrics = asked ? await placeOf(asked, { isRemote }) : undefined
+  const telemetry = await startTelemetry(environment, { logger, metrics })
   const stop = new AbortController()
   const end = () => stop.abort()
   process.on('SIGTERM', end).on('SIGINT', end)
