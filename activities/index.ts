@@ -30,6 +30,7 @@ import { createRuns, type Dependencies } from './runs.ts'
 import type { StageName } from './stage.ts'
 import { stageTable, type Part } from './stages.ts'
 import { createSteering, saveSteering, type Steering } from './steering.ts'
+import { withEngineWitness, withWitness, type Work } from './witness.ts'
 
 export type { NightRecord, RetryResult, ShardRetry, StageRetry }
 export type { Dependencies, Part, RunPlan, StagePlan, StageRef, StageSummary, Steering }
@@ -48,6 +49,7 @@ const idleAttempts = 3
 export function createActivities(deps: Dependencies) {
   const stages = deps.stages ?? stageTable
   const runs = createRuns(deps, stages)
+  const { witness } = deps
   const nights = { store: deps.store, stages, runs }
   const planning = { runs, store: deps.store }
   const steering = createSteering(deps.store)
@@ -63,16 +65,27 @@ export function createActivities(deps: Dependencies) {
       range?: { from: number; to: number }
     }): Promise<StagePlan> => alive(() => planStage(planning, input)),
     runItems: (ref: ShardRef): Promise<Summary> =>
-      alive((beat) => makeShard(making, ref, hooksOf(beat))),
+      alive((beat) => {
+        const told = { witness, work: () => workOf(ref), hooks: hooksOf(beat) }
+        return withWitness(told, (hooks) => makeShard(making, ref, hooks))
+      }),
     runEngine: (ref: StageRef): Promise<Summary> =>
-      alive((beat) => runEngine(beat, (hooks) => makeWithEngine(making, ref, hooks))),
+      alive((beat) => {
+        const told = { witness, work: () => workOf(ref), signal: beat.signal }
+        return withEngineWitness(told, (hear) =>
+          runEngine(beat, hear, (hooks) => makeWithEngine(making, ref, hooks)),
+        )
+      }),
     saveSteering: (input: { run: string; steering: Steering }): Promise<void> =>
       alive(() => saveSteering(deps.store, input)),
     sealStage: (ref: StageRef): Promise<StageSummary> => alive(() => sealWhole(planning, ref)),
     planRetry: (letters: Letters & { id: string }): Promise<StageRetry[]> =>
       alive(() => planRetry(making, letters)),
     retryShard: (ref: ShardRetry): Promise<Summary> =>
-      alive((beat) => retryShard(making, ref, hooksOf(beat))),
+      alive((beat) => {
+        const told = { witness, work: () => workOf(ref), hooks: hooksOf(beat) }
+        return withWitness(told, (hooks) => retryShard(making, ref, hooks))
+      }),
     carryShards: (version: Parameters<typeof carryShards>[1]): Promise<void> =>
       alive(() => carryShards(making, version)),
     publishRetry: (version: Parameters<typeof publishRetry>[1]): Promise<RetryResult> =>
@@ -94,6 +107,13 @@ function hooksOf(beat: Beat) {
     resumeFrom: activityInfo().heartbeatDetails,
     isRetry: activityInfo().attempt > 1,
   }
+}
+
+/** What the activity at work is an attempt at. */
+function workOf({ run, stage, shard = 0 }: StageRef & { shard?: number }): Work {
+  const { attempt, activityId, workflowExecution } = activityInfo()
+  const { workflowId = '', runId: workflowRunId = '' } = workflowExecution ?? {}
+  return { run, stage, shard, attempt, activityId, workflowId, workflowRunId }
 }
 
 interface Beat {
@@ -150,6 +170,7 @@ function frozen(since: number): FspoError {
 /** Tells of an engine's steps as long as it makes any; one that dies again and again without a step is given up. */
 async function runEngine(
   beat: Beat,
+  hear: (event: EngineEvent) => void,
   make: (hooks: { signal: AbortSignal; onEvent: (event: EngineEvent) => void }) => Promise<Summary>,
 ): Promise<Summary> {
   const { heartbeatDetails } = activityInfo()
@@ -160,6 +181,7 @@ async function runEngine(
 
   function onEvent(event: EngineEvent) {
     eventAt = performance.now()
+    hear(event)
     if (event.event === 'step') move(event.step, event.totalSteps)
     if (event.event === 'progress') move(event.done, event.total)
   }
@@ -185,12 +207,14 @@ function toFailure(error: unknown, attempt: number): Error {
   if (error instanceof ApplicationFailure || error instanceof CancelledFailure) return error
   if (error instanceof FspoError) {
     const { retryAfterMs } = error.details
-    return ApplicationFailure.create({
+    const failure = ApplicationFailure.create({
       message: error.message,
       type: error.type,
       nonRetryable: !error.retryable,
       ...(retryAfterMs !== undefined && { nextRetryDelay: retryAfterMs }),
     })
+    failure.stack = '' // of use to nobody: the message says what to do
+    return failure
   }
   const cause = error instanceof Error ? error : new Error(String(error))
   return ApplicationFailure.create({

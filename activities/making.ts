@@ -10,7 +10,7 @@ import { sealFiles, sealShard, shardPrefix } from '../infra/shards.ts'
 import type { Purses } from './budget.ts'
 import type { EngineEvent } from './contract.ts'
 import type { Attempt } from './loop.ts'
-import { billRow, createMeters } from './meter.ts'
+import { billRow, createMeters, type Tell } from './meter.ts'
 import { openSame, readLayout, type StageRef } from './planning.ts'
 import type { Dependencies, Run, Runs } from './runs.ts'
 import { quarantineOf } from './quarantine.ts'
@@ -25,7 +25,7 @@ export interface ShardRef extends StageRef {
 /** How a shard's loop is told to stop, tells of its progress, and what went before. */
 export type ShardHooks = Required<
   Pick<ShardOptions<unknown, unknown>, 'signal' | 'progress' | 'isRetry'>
-> & { resumeFrom: unknown }
+> & { resumeFrom: unknown; tell?: Tell | undefined }
 
 export interface Making {
   runs: Runs
@@ -43,7 +43,7 @@ export async function makeShard(
   ref: ShardRef,
   hooks: ShardHooks,
 ): Promise<Summary> {
-  const shard = await openShard(making, ref)
+  const shard = await openShard(making, ref, hooks.tell)
   const { run, stage, ask, purse } = shard
   const { operations } = run.config
   const folder = run.prefix(ref.stage)
@@ -78,6 +78,7 @@ export async function makeShard(
 export async function openShard(
   { runs, deps, purses }: Pick<Making, 'runs' | 'deps' | 'purses'>,
   ref: ShardRef,
+  tell?: Tell,
 ) {
   const run = await openSame(runs, ref)
   const stage = run.stage(ref.stage)
@@ -89,7 +90,7 @@ export async function openShard(
   const context = run.context(ref.stage)
   const ask = deps.chat(operations)
   const purse = await purses.of(run)
-  const meter = createMeters(ask, purse)
+  const meter = createMeters(ask, purse, tell)
   const process = (item: unknown, attempt: Attempt) => {
     const { id, index, signal } = attempt
     const { chat, close } = meter(attempt)

@@ -15,8 +15,11 @@ export interface Meter {
   close(): void
 }
 
+/** Told of each request that was paid: the alias asked and what it cost. */
+export type Tell = (alias: string, paid: Paid) => void
+
 /** Meters for the items of one shard; without a purse they only keep count. */
-export function createMeters(chat: Chat, purse: Purse | undefined) {
+export function createMeters(chat: Chat, purse: Purse | undefined, tell?: Tell) {
   let dearest = 0 // what the dearest item of this shard came to
 
   return function meter({ pay, isPaid, replies }: Attempt): Meter {
@@ -33,6 +36,7 @@ export function createMeters(chat: Chat, purse: Purse | undefined) {
       if (isOver) hold?.close() // killed while it waited
       const settle = (paid: Paid, requests: number) => {
         pay(paid, requests)
+        tell?.(request.alias, paid)
         hold?.spend(paid.costUsd)
         spent += paid.costUsd
       }

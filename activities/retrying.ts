@@ -9,7 +9,7 @@ import type { Store } from '../infra/store.ts'
 import { stagePrefix, versionKey } from './keys.ts'
 import type { Attempt, Past } from './loop.ts'
 import type { Making, ShardHooks } from './making.ts'
-import { billRow, createMeters } from './meter.ts'
+import { billRow, createMeters, type Tell } from './meter.ts'
 import { readLayout } from './planning.ts'
 import { rejectSchema, type Reject } from './records.ts'
 import type { Run } from './runs.ts'
@@ -85,7 +85,7 @@ export async function retryShard(
   ref: ShardRetry,
   hooks: ShardHooks,
 ): Promise<Summary> {
-  const shard = await openRetry(making, ref)
+  const shard = await openRetry(making, ref, hooks.tell)
   const { run, stage, rows, others, chosen, ask, purse } = shard
   const { operations } = run.config
   const folder = stagePrefix(ref.stage, ref.key)
@@ -120,6 +120,7 @@ export async function retryShard(
 export async function openRetry(
   { runs, deps, purses }: Pick<Making, 'runs' | 'deps' | 'purses'>,
   ref: ShardRetry,
+  tell?: Tell,
 ) {
   const { store } = deps
   const run = await runs.open(ref.run)
@@ -137,7 +138,10 @@ export async function openRetry(
   const { model: alias } = ref
   const ask = deps.chat(operations)
   const purse = await purses.of(run)
-  const meter = createMeters(alias === undefined ? ask : redirect(ask, alias), purse)
+  const meter =
+    alias === undefined
+      ? createMeters(ask, purse, tell)
+      : createMeters(redirect(ask, alias), purse, tell && ((_, paid) => tell(alias, paid)))
   const process = (item: unknown, attempt: Attempt) => {
     const { id, index, signal } = attempt
     const { chat, close } = meter(attempt)

@@ -13,6 +13,7 @@ import { stagePrefix, versionKey, type Stage, type StageTable, type Versions } f
 import { runConfigSchema, type Operations, type RunConfig } from './spec.ts'
 import type { CheckpointName, EngineContext, StageContext, StageName } from './stage.ts'
 import { readVersions } from './versions.ts'
+import type { Witness } from './witness.ts'
 
 /** What activities work with; the composition root makes it. */
 export interface Dependencies {
@@ -25,6 +26,8 @@ export interface Dependencies {
   isolation?: Isolation
   /** Of what made the data, for the report. */
   versions: Record<string, string>
+  /** Told of each attempt at a shard, for logs, metrics and traces. */
+  witness?: Witness | undefined
   /** The stages of the road; tests bring their own. */
   stages?: StageTable
 }

@@ -51,6 +51,16 @@ export interface ChatOptions {
   simulatorUrl?: string | undefined
   /** Default: undici's keep-alive pool. */
   fetch?: typeof fetch
+  /** Told of each request when it is over. */
+  onCall?: (call: CallRecord) => void
+}
+
+/** A request to an endpoint and what became of it. */
+export interface CallRecord {
+  alias: string
+  url: string
+  seconds: number
+  outcome: string // 'ok', or the error's class
 }
 
 /** One model at one place, with the way there. */
@@ -81,7 +91,7 @@ export function openEndpoints({
   environment = {},
   simulatorUrl,
   fetch,
-}: Omit<ChatOptions, 'models'>) {
+}: Omit<ChatOptions, 'models' | 'onCall'>) {
   const endpoints = new Map<string, Endpoint>()
   const transports: Transport[] = []
 
@@ -105,7 +115,7 @@ export function openEndpoints({
     await Promise.all(transports.map((transport) => transport.close()))
   }
 
-  return { open, close }
+  return { open, all: () => [...endpoints.values()], close }
 }
 
 function describe(

@@ -1,8 +1,8 @@
 import { z } from 'zod'
 
-import { checkEndpoint, type ChatOptions, type Endpoint } from './endpoints.ts'
+import { checkEndpoint, type CallRecord, type ChatOptions, type Endpoint } from './endpoints.ts'
 import { FspoError } from './errors.ts'
-import type { Call } from './limiter.ts'
+import type { Call, Limiter } from './limiter.ts'
 import {
   chooseWay,
   leaveWay,
@@ -46,7 +46,12 @@ export type Chat = ((request: ChatRequest) => Promise<ChatReply>) & {
   priceUsd?(request: ChatRequest): number
   /** Changes the most calls at once to the models of these aliases; others go back to their own number. */
   resize?(concurrency: Readonly<Record<string, number>>): void
+  /** How each endpoint asked so far stands with its limiter. */
+  states?(): EndpointState[]
 }
+
+/** An endpoint under the first alias it was asked by. */
+export type EndpointState = { alias: string; url: string } & ReturnType<Limiter['state']>
 
 const impatienceMs = 1000 // with an endpoint that pauses or is down, while there are others
 
@@ -71,7 +76,8 @@ const failureSchema = z.object({
 /** Opens the way to the models; `close` ends their connections and whatever is still on them. */
 export function createChat(options: ChatOptions): Chat & { close(): Promise<void> } {
   const routes = openRoutes(options)
-  const chat: Chat = async (request) => converse(routes.of(request.alias), request)
+  const { onCall } = options
+  const chat: Chat = async (request) => converse(routes.of(request.alias), request, onCall)
   const priceUsd = (request: ChatRequest) => {
     const { promptTokens, tokens } = estimate(request)
     const { ways } = routes.of(request.alias)
@@ -79,11 +85,17 @@ export function createChat(options: ChatOptions): Chat & { close(): Promise<void
       ...ways.map(({ endpoint }) => costOf(endpoint, promptTokens, tokens - promptTokens)),
     )
   }
-  return Object.assign(chat, { priceUsd, resize: routes.resize, close: routes.close })
+  const states = () =>
+    routes.all().map(({ target: { alias, url }, limiter }) => ({ alias, url, ...limiter.state() }))
+  return Object.assign(chat, { priceUsd, states, resize: routes.resize, close: routes.close })
 }
 
 /** Asks one endpoint after the other until one answers. */
-async function converse(route: Route, request: ChatRequest): Promise<ChatReply> {
+async function converse(
+  route: Route,
+  request: ChatRequest,
+  onCall: ChatOptions['onCall'],
+): Promise<ChatReply> {
   const load = estimate(request)
   const tried = new Set<Way>()
   const failures: FspoError[] = []
@@ -97,7 +109,10 @@ async function converse(route: Route, request: ChatRequest): Promise<ChatReply> 
     const options = { tokens: load.tokens, ...(hasOthers && { patienceMs: impatienceMs }) }
     const send = async (call: Call) => {
       attempts++
-      return await complete(endpoint, request, call)
+      const sent = complete(endpoint, request, call)
+      return await (onCall
+        ? overhear(sent, { alias: request.alias, url: endpoint.target.url }, onCall)
+        : sent)
     }
     try {
       const reply = await endpoint.limiter.run(send, request.signal, options)
@@ -135,6 +150,24 @@ export async function checkEndpoints(options: ChatOptions): Promise<void> {
     await Promise.all(all)
   } finally {
     await routes.close()
+  }
+}
+
+/** The same reply, or error; tells what it was and how long it took. */
+async function overhear(
+  sent: Promise<ChatReply>,
+  { alias, url }: { alias: string; url: string },
+  tell: (call: CallRecord) => void,
+): Promise<ChatReply> {
+  const since = performance.now()
+  let outcome = 'ok'
+  try {
+    return await sent
+  } catch (error) {
+    outcome = error instanceof FspoError ? error.type : 'Aborted'
+    throw error
+  } finally {
+    tell({ alias, url, outcome, seconds: (performance.now() - since) / 1000 })
   }
 }
 

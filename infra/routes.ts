@@ -68,7 +68,7 @@ export function openRoutes({ models, ...options }: ChatOptions) {
     for (const [endpoint, calls] of asked) endpoint.resize(calls)
   }
 
-  return { of, resize, close: endpoints.close }
+  return { of, resize, all: endpoints.all, close: endpoints.close }
 }
 
 /** Each of a model's endpoints as a model of its own; what it does not say is the model's. */

@@ -9,6 +9,7 @@ import type { Client } from '@temporalio/client'
 import { pino } from 'pino'
 
 import { createActivities } from '../activities/index.ts'
+import type { Witness } from '../activities/witness.ts'
 import { createFileStore } from '../infra/store.ts'
 import { createEngine } from '../infra/engine.ts'
 import { engineEventSchema } from '../activities/contract.ts'
@@ -79,7 +80,8 @@ export async function startWorkers(
     folder = mkdtempSync(join(tmpdir(), 'fspo-toys-')),
     bundle,
     deployment,
-  }: { folder?: string; bundle?: string; deployment?: Deployment } = {},
+    witness,
+  }: { folder?: string; bundle?: string; deployment?: Deployment; witness?: Witness } = {},
 ) {
   const store = createFileStore(join(folder, 'store'))
   const command = [process.execPath, '--import', import.meta.resolve('tsx'), script]
@@ -92,6 +94,7 @@ export async function startWorkers(
     chat: () => () => Promise.reject(new Error('toys ask no model')),
     engine: () => engine,
     stages: toys.stages,
+    witness,
   })
   const running = runWorker({
     queues: [...queueNames],

@@ -1,9 +1,10 @@
 import assert from 'node:assert/strict'
 import { rmSync } from 'node:fs'
 import { join } from 'node:path'
+import { PassThrough } from 'node:stream'
 import { test } from 'node:test'
 
-import { describeView } from '../workers/display.ts'
+import { createDisplay, describeView } from '../workers/display.ts'
 import { createMeter, readable } from '../workers/pace.ts'
 import { waitingView, type RunView, type StageView } from '../workers/watch.ts'
 import { eventually, freshFolder, fspo, startFspo, writeConfig } from './commands.ts'
@@ -60,6 +61,32 @@ test('below the stages stand tokens, dollars, rejects and how to see them, and a
     'paused       1.23M tokens in, 20.4k out, $1.50, 3 rejects (fspo rejects demo)',
     'paused: spent $1.50 of $1.50; go on with `fspo resume demo`',
   ])
+})
+
+test('a small terminal has shorter bars and only the stages that matter now', () => {
+  const stages = [
+    atWork({ stage: 'personas', state: 'sealed', done: 10 }),
+    atWork({ done: 600, itemsKept: 400, rejects: 12, costUsd: 123.4 }),
+    ...Array.from({ length: 9 }, () => waitingView('preferences')),
+  ]
+  const narrow = describeView(viewOf(stages), undefined, { width: 79 })
+  assert.ok(narrow.every((text) => text.length <= 79))
+  assert.match(narrow[1] ?? '', /^responses {4}█{5}░{3} .* 12 rejects +\$123\.40 +40 s left$/)
+  const low = describeView(viewOf(stages), undefined, { rows: 8 })
+  assert.match(low.join('\n'), /^responses .*\n +1 stages made, 9 waiting\nrunning .*$/)
+})
+
+test('where there is no terminal a stage is a line when it is over, and one each ten seconds before', () => {
+  const said: string[] = []
+  const stream = Object.assign(new PassThrough(), { isTTY: false })
+  stream.on('data', (text) => said.push(String(text)))
+  let now = 0
+  const display = createDisplay(stream as unknown as NodeJS.WriteStream, () => now)
+  for (now = 0; now < 25_000; now += 250) display.show(viewOf([atWork({ done: now / 100 })]))
+  assert.equal(said.length, 2)
+  assert.match(said[1] ?? '', /^responses +█+░+ +200\/1000 .* 0 rejects +\$0\.00 .* left\n$/)
+  display.show(viewOf([atWork({ state: 'sealed', done: 1000, seconds: 25 })]))
+  assert.match(said[2] ?? '', /1000\/1000 +40\/s/)
 })
 
 test('in a terminal a run is one moving line per stage; when its history is gone manifests tell of it', async () => {

@@ -2,6 +2,7 @@
 import { Command, CommanderError, InvalidArgumentError } from 'commander'
 
 import { FspoError } from '../infra/errors.ts'
+import { addBuilds, storeHelp, withMetrics } from './builds.ts'
 import { exitCodes, type ExitCode } from './exits.ts'
 import { addSchedules } from './nights.ts'
 import type { LetterFlags } from './rejects.ts'
@@ -15,20 +16,6 @@ export interface StartFlags extends RunFlags {
   store?: string
   json?: boolean
   dryRun?: boolean
-}
-
-const storeHelp = 'where data is kept: a folder or s3://bucket/prefix (default: .fspo/store)'
-
-/** Flags that name a build of the workers. */
-interface BuildFlags {
-  deployment?: string
-  buildId?: string
-}
-
-interface WorkerFlags extends BuildFlags {
-  queues?: string
-  store?: string
-  pinned?: boolean
 }
 
 /**
@@ -70,7 +57,7 @@ function createProgram(finish: (code: ExitCode) => void): Command {
       finish(await run(flags, ['generate']))
     },
   )
-  program
+  const upping = program
     .command('up')
     .description('start Temporal, the simulator and workers, and keep them running')
     .option('--port <n>', 'port of Temporal', readCount)
@@ -78,46 +65,14 @@ function createProgram(finish: (code: ExitCode) => void): Command {
     .option('--simulator-port <n>', 'port of the LLM simulator', readCount)
     .option('--config <file>', 'serve the simulated models of this configuration too')
     .option('--store <url>', storeHelp)
-    .action(async (flags) => {
-      const { up } = await import('./up.ts')
-      finish(await up(flags))
-    })
+  withMetrics(upping).action(async (flags) => {
+    const { up } = await import('./up.ts')
+    finish(await up(flags))
+  })
   addBuilds(program, finish)
   addOperations(program, finish)
   addSchedules(program, finish)
   return program
-}
-
-/** Workers, and which build of them has the work. */
-function addBuilds(program: Command, finish: (code: ExitCode) => void) {
-  program
-    .command('worker')
-    .description('serve task queues until stopped')
-    .option('--queues <names>', 'comma-separated: fspo, fspo-io, fspo-llm, fspo-gpu')
-    .option('--store <url>', storeHelp)
-    .option('--deployment <name>', 'take part in Worker Versioning under this name')
-    .option('--build-id <id>', 'of this build (default: its git commit)')
-    .option('--pinned', 'runs end with the build that began them')
-    .action(async (flags: WorkerFlags) => {
-      const { main } = await import('./worker.ts')
-      await main([
-        ...(flags.queues === undefined ? [] : ['--queues', flags.queues]),
-        ...(flags.store === undefined ? [] : ['--store', flags.store]),
-        ...(flags.deployment === undefined ? [] : ['--deployment', flags.deployment]),
-        ...(flags.buildId === undefined ? [] : ['--build-id', flags.buildId]),
-        ...(flags.pinned ? ['--pinned'] : []),
-      ])
-      finish('done')
-    })
-  program
-    .command('rollout')
-    .description('give new work to a build of the workers')
-    .requiredOption('--deployment <name>', 'whose build')
-    .option('--build-id <id>', 'which (default: the git commit here)')
-    .action(async (flags: BuildFlags) => {
-      const { rollOut } = await import('./rollout.ts')
-      finish(await rollOut(flags))
-    })
 }
 
 /** Commands on a run that exists. */

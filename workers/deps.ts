@@ -21,6 +21,7 @@ import { readConverter, type DataConverter } from './codec.ts'
 import { findEngine } from './engine.ts'
 import { packageRoot, program } from './paths.ts'
 import { readStack } from './stackfile.ts'
+import type { Telemetry } from './telemetry.ts'
 import type { TemporalTarget } from './temporal.ts'
 
 /** All that fspo reads from its surroundings. Nothing outside workers/ reads the environment. */
@@ -140,22 +141,27 @@ export function simulatorUrl({ home, variables }: Environment): string | undefin
 }
 
 /** Builds everything that activities work with. */
-export function createDependencies(environment: Environment): Dependencies {
+export function createDependencies(
+  environment: Environment,
+  { witness, onCall, watch }: Partial<Telemetry> = {},
+): Dependencies {
   const chats = new Map<string, Chat>()
   const engines = new Map<string, Engine<EngineEvent>>()
 
   /** One chat, so one set of limiters, per process and models. */
   function chat({ models }: Operations): Chat {
     const key = canonicalJson(models)
-    const open =
-      chats.get(key) ??
-      createChat({
-        models,
-        environment: environment.variables,
-        simulatorUrl: simulatorUrl(environment),
-      })
-    chats.set(key, open)
-    return open
+    const known = chats.get(key)
+    if (known) return known
+    const made = createChat({
+      models,
+      environment: environment.variables,
+      simulatorUrl: simulatorUrl(environment),
+      ...(onCall && { onCall }),
+    })
+    watch?.(made)
+    chats.set(key, made)
+    return made
   }
 
   function engine({ engine: name }: Operations): Engine<EngineEvent> {
@@ -172,6 +178,7 @@ export function createDependencies(environment: Environment): Dependencies {
     versions: readVersions(),
     chat,
     engine,
+    witness,
     isolation: createIsolation({ command: program('isolate'), env: environment.variables }),
   }
 }

@@ -11,36 +11,50 @@ export interface Display {
   end(): void
 }
 
-const barWidth = 20
+const wideBar = 20
+const narrowBar = 8 // so that a line fits in 80 columns
+const wideLine = 90
 const quietMs = 10_000
 
 /** On a terminal one moving line per stage; else a line per finished stage, and one each 10 s. */
-export function createDisplay(stream: NodeJS.WriteStream): Display {
-  return stream.isTTY ? createBars(stream) : createLines(stream)
+export function createDisplay(stream: NodeJS.WriteStream, now = () => performance.now()): Display {
+  return stream.isTTY ? createBars(stream) : createLines(stream, now)
 }
 
 function createBars(stream: NodeJS.WriteStream): Display {
   const update = createLogUpdate(stream)
   const meter = createMeter()
+  let last: RunView | undefined
+
+  function draw(view: RunView, rows: number): string {
+    // A line that wraps would be torn by the next one.
+    const width = (stream.columns || 80) - 1
+    const lines = describeView(view, meter, { width, rows })
+    return lines.map((text) => text.slice(0, width)).join('\n')
+  }
+
   return {
     show(view) {
-      // A line that wraps would be torn by the next one.
-      const width = (stream.columns || 80) - 1
-      const lines = describeView(view, meter)
-      update(lines.map((text) => text.slice(0, width)).join('\n'))
+      last = view
+      update(draw(view, (stream.rows || 24) - 2))
     },
     say(text) {
       update.done()
       stream.write(`${text}\n`)
     },
-    end: () => update.done(),
+    /** What stays is whole, however small the terminal. */
+    end() {
+      update.clear()
+      if (last) stream.write(`${draw(last, Infinity)}\n`)
+      update.done()
+    },
   }
 }
 
-function createLines(stream: NodeJS.WriteStream): Display {
+function createLines(stream: NodeJS.WriteStream, now: () => number): Display {
   const said = new Set<string>()
   const meter = createMeter()
-  let spokeAt = performance.now()
+  let spokeAt = now()
   return {
     show({ stages }) {
       const paces = new Map(stages.map((stage) => [stage, meter(stage)]))
@@ -48,10 +62,10 @@ function createLines(stream: NodeJS.WriteStream): Display {
       // A stage that is made again is news again.
       for (const stage of stages) if (!isOver(stage)) said.delete(stage.stage)
       for (const stage of over) said.add(stage.stage)
-      const isQuiet = performance.now() - spokeAt >= quietMs
+      const isQuiet = now() - spokeAt >= quietMs
       const running = isQuiet ? stages.filter(({ state }) => state === 'running') : []
       for (const stage of [...over, ...running]) {
-        spokeAt = performance.now()
+        spokeAt = now()
         stream.write(`${line(stage, paces.get(stage))}\n`)
       }
     },
@@ -60,8 +74,12 @@ function createLines(stream: NodeJS.WriteStream): Display {
   }
 }
 
-/** A run as lines: its stages, and below them what it came to. */
-export function describeView(view: RunView, meter = meanPace): string[] {
+/** A run as lines that fit: its stages, only those that matter now if need be, and below them what it came to. */
+export function describeView(
+  view: RunView,
+  meter: typeof meanPace = meanPace,
+  { width = wideLine, rows = Infinity } = {},
+): string[] {
   const { run, stages, pause } = view
   const total = (field: 'promptTokens' | 'completionTokens' | 'costUsd' | 'rejects') =>
     stages.reduce((sum, stage) => sum + stage[field], 0)
@@ -70,13 +88,20 @@ export function describeView(view: RunView, meter = meanPace): string[] {
     total('completionTokens'),
     total('rejects'),
   ]
+  const isLong = stages.length + 2 > rows
+  const shown = stages.filter(({ state }) => state === 'running' || state === 'failed')
+  const made = stages.filter(isMade).length
+  const waiting = stages.filter(({ state }) => state === 'waiting').length
   const sums = [
     ...(asked + said > 0 ? [`${shorten(asked)} tokens in, ${shorten(said)} out`] : []),
     `$${total('costUsd').toFixed(2)}`,
     `${rejects} rejects${rejects > 0 ? ` (fspo rejects ${run})` : ''}`,
   ]
   return [
-    ...stages.map((stage) => line(stage, meter(stage))),
+    ...(isLong ? shown : stages).map((stage) =>
+      line(stage, meter(stage), width < wideLine ? narrowBar : wideBar),
+    ),
+    ...(isLong ? [`${''.padEnd(13)}${made} stages made, ${waiting} waiting`] : []),
     `${view.state.padEnd(12)} ${sums.join(', ')}`,
     ...(pause ? [`paused: ${pause.reason}; go on with \`fspo resume ${run}\``] : []),
   ]
@@ -89,17 +114,16 @@ function shorten(count: number): string {
 }
 
 /** One stage: bar, items, rate, rejects, dollars, and the time it still takes, or took. */
-export function line(stage: StageView, pace: Pace = meanPace(stage)): string {
+export function line(stage: StageView, pace: Pace = meanPace(stage), barWidth = wideBar): string {
   const { state, done, total, rejects, costUsd, error } = stage
   const name = stage.stage.padEnd(12)
   if (state === 'waiting' || state === 'skipped') return `${name} ${' '.repeat(barWidth)}  ${state}`
   if (state === 'failed') return `${name} ${' '.repeat(barWidth)}  failed: ${error}`
-  const isMade = state === 'sealed' || state === 'reused'
-  const share = isMade ? 1 : total > 0 ? Math.min(done / total, 1) : 0
+  const share = isMade(stage) ? 1 : total > 0 ? Math.min(done / total, 1) : 0
   const filled = Math.round(share * barWidth)
   return [
     `${name} ${'█'.repeat(filled)}${'░'.repeat(barWidth - filled)} `,
-    (total > 0 || isMade ? `${done}/${total}` : 'queued').padStart(15),
+    (total > 0 || isMade(stage) ? `${done}/${total}` : 'queued').padStart(15),
     rateOf(stage, pace).padStart(7),
     `${rejects} rejects`.padStart(11),
     `$${costUsd.toFixed(2)}`.padStart(8),
@@ -118,6 +142,10 @@ function timeOf({ state, seconds, startedAt }: StageView, { secondsLeft }: Pace)
   if (state === 'sealed') return seconds > 0 ? readable(seconds) : state
   if (secondsLeft !== null) return `${readable(secondsLeft)} left`
   return startedAt > 0 ? readable((Date.now() - startedAt) / 1000) : ''
+}
+
+function isMade({ state }: StageView): boolean {
+  return state === 'sealed' || state === 'reused'
 }
 
 function isOver({ state }: StageView): boolean {

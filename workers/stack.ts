@@ -9,6 +9,7 @@ import { keepChild, type Child } from './children.ts'
 import { storeLocation } from './deps.ts'
 import { packageRoot, program } from './paths.ts'
 import { choosePort } from './ports.ts'
+import { readScrape, scrapeUrl, type ScrapeAddress } from './scrape.ts'
 import { clearStale, markOf, removeStack, writeStack, type StackInfo } from './stackfile.ts'
 import { findTemporal, temporalCommand } from './temporal.ts'
 
@@ -24,6 +25,8 @@ export interface StackOptions {
   port?: number
   uiPort?: number
   simulatorPort?: number
+  /** Where the workers' metrics are: each has the next free port from here on. Default: FSPO_METRICS. */
+  metrics?: ScrapeAddress | undefined
   /** Told when a child died and is started again. */
   onDeath?: (name: string, reason: string) => void
   /** Told when a child does not come up whatever is done. */
@@ -54,7 +57,8 @@ const graceMs = 45_000 // a training engine saves its checkpoint in this time
  * @throws FspoError 'PortInUse', 'TemporalMissing', 'StackRunning'
  */
 export async function startStack(options: StackOptions): Promise<Stack> {
-  const { home, models, temporal } = options
+  const { home, models, temporal, env } = options
+  const metrics = options.metrics ?? (env.FSPO_METRICS ? readScrape(env.FSPO_METRICS) : undefined)
   mkdirSync(join(home, 'logs'), { recursive: true })
   await clearStale(home)
   const port = temporal ? 0 : await choosePort({ asked: options.port, usual: 7233, flag: '--port' })
@@ -73,6 +77,7 @@ export async function startStack(options: StackOptions): Promise<Stack> {
     ui: temporal ? '' : `http://127.0.0.1:${uiPort}`,
     simulator: simulatorPort ? `http://127.0.0.1:${simulatorPort}/v1` : '',
     store: locationUrl(storeLocation({ home, variables: options.env })),
+    ...(metrics && { metrics: await chooseScrapes(metrics) }),
     processes: {},
   }
   writeStack(home, info)
@@ -89,9 +94,9 @@ export async function startStack(options: StackOptions): Promise<Stack> {
       const flags = ['--with-parent', '--port', String(simulatorPort), '--models', served]
       children.add('simulator', [...program('simulator'), ...flags])
     }
-    for (const name of ['gpu', 'llm'] as const) children.add(name, workerCommand(name))
+    for (const name of ['gpu', 'llm'] as const) children.add(name, workerCommand(name, info))
     const bundle = await bundleWorkflows(join(home, 'cache'))
-    children.add('control', [...workerCommand('control'), '--bundle', bundle])
+    children.add('control', [...workerCommand('control', info), '--bundle', bundle])
   } catch (error) {
     children.kill()
     removeStack(home)
@@ -100,9 +105,27 @@ export async function startStack(options: StackOptions): Promise<Stack> {
   return { info, stop: children.stop, kill: children.kill }
 }
 
-function workerCommand(name: keyof typeof workerQueues): string[] {
+type WorkerName = keyof typeof workerQueues
+
+function workerCommand(name: WorkerName, { metrics }: StackInfo): string[] {
   const flags = name === 'llm' ? [roomForCalls] : []
-  return [...program('worker', flags), '--with-parent', '--queues', workerQueues[name].join(',')]
+  const place = metrics?.[name]
+  return [
+    ...program('worker', flags),
+    '--with-parent',
+    '--queues',
+    workerQueues[name].join(','),
+    // Whoever started the stack has said so if anybody may read them.
+    ...(place ? ['--metrics', new URL(place).host, '--metrics-remote'] : []),
+  ]
+}
+
+async function chooseScrapes({ host, port }: ScrapeAddress): Promise<Record<WorkerName, string>> {
+  const choose = async () => {
+    const free = await choosePort({ asked: undefined, usual: port, flag: '--metrics' })
+    return scrapeUrl({ host, port: free })
+  }
+  return { control: await choose(), llm: await choose(), gpu: await choose() }
 }
 
 function createChildren(options: StackOptions, info: StackInfo) {
@@ -159,8 +182,9 @@ function createChildren(options: StackOptions, info: StackInfo) {
 /** What children are told. Keys and certificates of another server are none of our own server's business. */
 function environmentOf({ home, env, temporal }: StackOptions, info: StackInfo) {
   const given = Object.entries(env).filter(([name]) => temporal || !name.startsWith('TEMPORAL_'))
+  const { FSPO_METRICS: _, ...inherited } = Object.fromEntries(given)
   return {
-    ...Object.fromEntries(given),
+    ...inherited,
     FSPO_HOME: home,
     TEMPORAL_ADDRESS: info.address,
     TEMPORAL_NAMESPACE: info.namespace,

@@ -15,6 +15,7 @@ const stackSchema = z.strictObject({
   ui: z.string(), // link to Temporal's UI, '' when it is not ours
   simulator: z.string(), // base URL, '' when there is none
   store: z.string().optional(), // where its workers keep data, as `locationUrl` writes it
+  metrics: z.record(z.string(), z.string()).optional(), // of each worker: where Prometheus reads it
   processes: z.record(z.string(), markSchema),
 })
 

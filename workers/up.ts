@@ -4,6 +4,7 @@ import { checkStore, readEnvironment, withStore } from './deps.ts'
 import type { ExitCode } from './exits.ts'
 import { withSession } from './session.ts'
 import { namesOf, readSettings, splitModels } from './settings.ts'
+import { readScrape, usualScrape } from './scrape.ts'
 import { readStack, type StackInfo } from './stackfile.ts'
 
 /** Flags of `fspo up`. */
@@ -13,10 +14,22 @@ export interface UpFlags {
   simulatorPort?: number
   config?: string
   store?: string
+  metrics?: string | true
+  metricsRemote?: boolean
 }
 
 /** `fspo up`: the whole stack until Ctrl-C. @throws FspoError 'StackRunning' and what withSession throws */
-export async function up({ config, store: flag, ...ports }: UpFlags): Promise<ExitCode> {
+export async function up({
+  config,
+  store: flag,
+  metrics,
+  metricsRemote: isRemote = false,
+  ...ports
+}: UpFlags): Promise<ExitCode> {
+  const scrape =
+    metrics === undefined
+      ? undefined
+      : readScrape(metrics === true ? usualScrape : metrics, { isRemote })
   const operations = config ? (await readSettings({ config }, [])).operations : defaultOperations
   const environment = withStore(readEnvironment(), { flag, config: operations.store })
   const running = readStack(environment.home)
@@ -25,7 +38,7 @@ export async function up({ config, store: flag, ...ports }: UpFlags): Promise<Ex
   const { simulated } = splitModels({ operations }, Object.keys(operations.models))
   return withSession(
     environment,
-    { ...ports, models: namesOf(simulated), say: console.log },
+    { ...ports, metrics: scrape, models: namesOf(simulated), say: console.log },
     async ({ stack }, signal) => {
       if (!stack) throw upAlready('elsewhere: workers serve the queue fspo')
       printStack(stack.info)
@@ -35,10 +48,11 @@ export async function up({ config, store: flag, ...ports }: UpFlags): Promise<Ex
   )
 }
 
-function printStack({ address, ui, simulator, store }: StackInfo) {
+function printStack({ address, ui, simulator, store, metrics = {} }: StackInfo) {
   console.log(`Temporal   ${address}${ui && `   ${ui}`}`)
   if (simulator) console.log(`simulator  ${simulator}`)
   console.log(`store      ${store}`)
+  for (const place of Object.values(metrics)) console.log(`metrics    ${place}`)
   console.log('workers    fspo+fspo-io, fspo-llm, fspo-gpu\nCtrl-C stops all of it')
 }
 

@@ -1,22 +1,26 @@
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 
-import {
-  DefaultLogger,
-  NativeConnection,
-  Runtime,
-  Worker,
-  type LogEntry,
-  type NativeConnectionOptions,
-} from '@temporalio/worker'
+import { NativeConnection, Worker, type NativeConnectionOptions } from '@temporalio/worker'
 import type { Logger } from 'pino'
 
 import { createActivities, type Activities } from '../activities/index.ts'
 import { FspoError } from '../infra/errors.ts'
+import { locationUrl } from '../infra/location.ts'
 import { workflowsPath } from './bundle.ts'
-import { createDependencies, findTarget, readEnvironment, withStore } from './deps.ts'
+import {
+  createDependencies,
+  findTarget,
+  readEnvironment,
+  storeLocation,
+  withStore,
+  type Environment,
+} from './deps.ts'
 import { watchReader } from './reader.ts'
 import { createLogger } from './logs.ts'
+import { placeOf, scrapeUrl, type ScrapeAddress } from './scrape.ts'
+import { installRuntime } from './runtime.ts'
+import { openTelemetry, type Telemetry } from './telemetry.ts'
 import { readDeployment, versionOf, type Deployment } from './deployment.ts'
 import type { TemporalTarget } from './temporal.ts'
 
@@ -49,7 +53,7 @@ const connectPatienceMs = 60_000
  */
 export async function runWorker(settings: WorkerSettings): Promise<void> {
   const { queues, signal, logger } = settings
-  installRuntime(logger)
+  installRuntime({ logger })
   const connection = await connect(settings)
   if (!connection) return
   try {
@@ -136,25 +140,6 @@ function nativeOptions(options: TemporalTarget['connectionOptions']): NativeConn
   }
 }
 
-let isInstalled = false
-
-/** Once per process: the first worker's logger serves all. */
-function installRuntime(logger: Logger) {
-  if (isInstalled) return
-  isInstalled = true
-  const write = ({ level, message, meta }: LogEntry) => {
-    const fields = { ...meta }
-    if (level === 'ERROR') logger.error(fields, message)
-    else if (level === 'WARN') logger.warn(fields, message)
-    else logger.info(fields, message)
-  }
-  Runtime.install({
-    logger: new DefaultLogger('INFO', write),
-    shutdownSignals: [], // this program's own
-    telemetryOptions: { logging: { filter: { core: 'WARN', other: 'ERROR' }, forward: {} } },
-  })
-}
-
 function readQueues(text: string): QueueName[] {
   return text.split(',').map((name) => {
     const known = queueNames.find((queue) => queue === name.trim())
@@ -174,6 +159,8 @@ export async function main(args: string[]): Promise<void> {
       deployment: { type: 'string' },
       'build-id': { type: 'string' },
       pinned: { type: 'boolean', default: false },
+      metrics: { type: 'string' },
+      'metrics-remote': { type: 'boolean', default: false },
       'with-parent': { type: 'boolean', default: false }, // ends when its stdin ends
     },
   })
@@ -185,23 +172,43 @@ export async function main(args: string[]): Promise<void> {
       'no Temporal server is known: start `fspo up` or set TEMPORAL_ADDRESS',
     )
   }
+  const queues = readQueues(values.queues)
+  const deployment = readDeployment({
+    name: values.deployment,
+    buildId: values['build-id'],
+    isPinned: values.pinned,
+  })
+  const logger = createLogger(environment.variables)
+  const asked = values.metrics ?? environment.variables.FSPO_METRICS
+  const isRemote = values['metrics-remote']
+  const metrics = asked ? await placeOf(asked, { isRemote }) : undefined
+  const telemetry = await startTelemetry(environment, { logger, metrics })
   const stop = new AbortController()
   const end = () => stop.abort()
   process.on('SIGTERM', end).on('SIGINT', end)
   watchReader(end)
   if (values['with-parent']) process.stdin.once('end', end).once('error', end).resume()
-  await runWorker({
-    queues: readQueues(values.queues),
-    target,
-    bundle: values.bundle,
-    deployment: readDeployment({
-      name: values.deployment,
-      buildId: values['build-id'],
-      isPinned: values.pinned,
-    }),
-    signal: stop.signal,
-    activities: createActivities(createDependencies(environment)),
-    logger: createLogger(environment.variables),
+  const { signal } = stop
+  const activities = createActivities(createDependencies(environment, telemetry))
+  const { bundle } = values
+  await runWorker({ queues, target, bundle, deployment, signal, activities, logger }).finally(
+    telemetry.close,
+  )
+}
+
+/** Installs the runtime, which must come before anything of it is used, and what tells of the work. */
+function startTelemetry(
+  environment: Environment,
+  { logger, metrics }: { logger: Logger; metrics: ScrapeAddress | undefined },
+): Promise<Telemetry> {
+  installRuntime({ logger, metrics })
+  if (metrics) logger.info({ metrics: scrapeUrl(metrics) }, 'metrics are served')
+  const store = locationUrl(storeLocation(environment))
+  return openTelemetry({
+    variables: environment.variables,
+    logger,
+    store,
+    hasMetrics: metrics !== undefined,
   })
 }
 

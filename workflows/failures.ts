@@ -15,7 +15,9 @@ export function finalFailure(
   type: 'StageFailed' | 'RunFailed' | 'RetryFailed',
   message: string,
 ): ApplicationFailure {
-  return ApplicationFailure.nonRetryable(message, type)
+  const failure = ApplicationFailure.nonRetryable(message, type)
+  failure.stack = '' // of use to nobody: the message says what to do
+  return failure
 }
 
 /** The pause that an activity asks for by failing with type 'BudgetReached'; undefined for other failures. */
