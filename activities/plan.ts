@@ -109,19 +109,50 @@ export function shotsOf(
   return owner.shotSets[set]!.slice(0, context.shots)
 }
 
+/**
+ * Whether as many users and questions as a spec orders are enough to evaluate on.
+ * @throws FspoError 'TooFewQuestions' or 'TooFewUsers' with the remedy
+ */
+export function assertEvaluable(spec: Spec): void {
+  const { users, questions } = spec
+  countAsked(spec, { side: 'seen', count: questions.seen })
+  countAsked(spec, { side: 'unseen', count: questions.unseen })
+  assertUsers(spec, { split: 'train', count: users.train })
+  assertUsers(spec, { split: 'unseen', count: users.unseen })
+}
+
+/** How many of so many questions are asked. */
+function countAsked(
+  { evaluation: { questions } }: Spec,
+  { side, count }: { side: Side; count: number },
+): number {
+  const asked = Math.max(questions, Math.ceil(count / 2))
+  if (asked < count) return asked
+  throw new FspoError(
+    'TooFewQuestions',
+    `evaluation.questions is ${questions}, but of ${count} ${side} questions ` +
+      `some must stay for the shots: set questions.${side} to ${2 * questions} or more`,
+  )
+}
+
+function assertUsers(
+  { evaluation: { users } }: Spec,
+  { split, count }: { split: Persona['split']; count: number },
+): void {
+  if (count >= users && users >= 2) return
+  throw new FspoError(
+    'TooFewUsers',
+    `evaluation.users is ${users}, with ${count} ${split} users: ` +
+      `it must be at least 2 and at most users.${split}`,
+  )
+}
+
 function askedQuestions(
   questions: Question[],
   { spec, side }: { spec: Spec; side: Side },
 ): Question[] {
   const pool = questions.filter(({ split }) => split === side)
-  const asked = Math.max(spec.evaluation.questions, Math.ceil(pool.length / 2))
-  if (asked >= pool.length) {
-    throw new FspoError(
-      'TooFewQuestions',
-      `evaluation.questions is ${spec.evaluation.questions}, but of ${pool.length} ${side} questions ` +
-        `some must stay for the shots: set questions.${side} to ${2 * spec.evaluation.questions} or more`,
-    )
-  }
+  const asked = countAsked(spec, { side, count: pool.length })
   return createRandom(seedOf(spec.seed, 'questions', side))
     .shuffle(pool)
     .slice(0, asked)
@@ -144,13 +175,7 @@ function subjectsOf(
 function chooseUsers({ spec, personas }: PlanInput, side: Side): Persona[] {
   const split = side === 'seen' ? 'train' : 'unseen'
   const pool = personas.filter((persona) => persona.split === split)
-  if (pool.length < spec.evaluation.users || spec.evaluation.users < 2) {
-    throw new FspoError(
-      'TooFewUsers',
-      `evaluation.users is ${spec.evaluation.users}, with ${pool.length} ${split} users: ` +
-        `it must be at least 2 and at most users.${split}`,
-    )
-  }
+  assertUsers(spec, { split, count: pool.length })
   const shuffled = createRandom(seedOf(spec.seed, 'subjects', side)).shuffle(pool)
   return spread(shuffled, (user) => userOf(spec, user).combination)
     .slice(0, spec.evaluation.users)

@@ -38,7 +38,7 @@ test('a file is laid over the preset, flags over the file', async () => {
   const path = file({
     preset: 'tiny',
     name: 'mine',
-    spec: { seed: 3, users: { train: 8 } },
+    spec: { seed: 3, users: { train: 8 }, evaluation: { users: 8 } },
     operations: {
       concurrency: 5,
       models: { real: { baseUrl: 'http://127.0.0.1:1/v1', model: 'm' } },
@@ -81,6 +81,21 @@ test('a value of the wrong type is named', async () => {
 test('an alias that no model has is named', async () => {
   const message = await refusal({ spec: { preferences: { judge: 'gpt' } } })
   assert.match(message, /model "gpt" is not in operations.models .*sim-judge.*: add it/)
+})
+
+test('what evaluation could not be done with is named before anything is made', async () => {
+  assert.match(
+    await refusal({ spec: { questions: { unseen: 4 } } }),
+    /evaluation.questions is 6, but of 4 unseen questions .* set questions.unseen to 12 or more/,
+  )
+  assert.match(
+    await refusal({ spec: { users: { unseen: 3 } } }),
+    /evaluation.users is 32, with 3 unseen users/,
+  )
+  const { spec } = await readSettings({ config: file({ spec: { users: { unseen: 3 } } }) }, [
+    'train',
+  ])
+  assert.equal(spec.users.unseen, 3)
 })
 
 test('a file that is missing or no JSON, an unknown preset and a bad name are one line each', async () => {

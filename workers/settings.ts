@@ -1,5 +1,6 @@
 import { z } from 'zod'
 
+import { assertEvaluable } from '../activities/plan.ts'
 import { defaultOperations, presets } from '../activities/presets.ts'
 import {
   operationsSchema,
@@ -89,6 +90,7 @@ function settle(file: File, flags: RunFlags, parts: readonly Part[]): RunConfig 
     )
   }
   const spec = seed === undefined ? file.spec : { ...file.spec, seed }
+  if (parts.includes('evaluate')) foresee(spec, path ?? preset)
   const unknown = aliasesOf(spec, parts).find((alias) => !(alias in file.operations.models))
   if (unknown !== undefined) {
     const known = Object.keys(file.operations.models).join(', ')
@@ -102,6 +104,16 @@ function settle(file: File, flags: RunFlags, parts: readonly Part[]): RunConfig 
     engine: readEngine(flags.engine ?? file.operations.engine),
   }
   return { v: 1, run: run.data, spec, operations }
+}
+
+/** What evaluation would refuse after hours of training is refused before. */
+function foresee(spec: Spec, file: string): void {
+  try {
+    assertEvaluable(spec)
+  } catch (cause) {
+    const why = cause instanceof FspoError ? cause.message : String(cause)
+    throw new FspoError('Config', `${file}: ${why}`, { cause })
+  }
 }
 
 function readEngine(name: string): Operations['engine'] {
