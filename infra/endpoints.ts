@@ -35,11 +35,13 @@ export interface Model extends Rates {
   inputUsdPerMillion: number
   outputUsdPerMillion: number
   timeoutMs: number
+  /** Whether it answers at once or, at the prices above, in batches within a day. */
+  mode?: 'online' | 'batch' | undefined
 }
 
 /** One of several endpoints of a model. */
 export type Place = {
-  [Key in keyof Omit<Model, 'endpoints' | 'prefer'>]?: Model[Key] | undefined
+  [Key in keyof Omit<Model, 'endpoints' | 'prefer' | 'mode'>]?: Model[Key] | undefined
 }
 
 export interface ChatOptions {
@@ -118,7 +120,8 @@ export function openEndpoints({
   return { open, all: () => [...endpoints.values()], close }
 }
 
-function describe(
+/** Where a model is, and its key. @throws FspoError 'Config', 'Auth' */
+export function describe(
   alias: string,
   { baseUrl, model, apiKeyEnv, timeoutMs }: Model,
   { environment = {}, simulatorUrl }: Pick<ChatOptions, 'environment' | 'simulatorUrl'>,
@@ -214,7 +217,7 @@ function createEndpoint(
 }
 
 /** One request and its whole answer. The openai client never lets go of a signal, so it gets one per call. */
-async function exchange(
+export async function exchange(
   ask: (signal: AbortSignal) => Promise<Response>,
   target: Target,
   signal: AbortSignal,

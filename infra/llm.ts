@@ -48,6 +48,8 @@ export type Chat = ((request: ChatRequest) => Promise<ChatReply>) & {
   resize?(concurrency: Readonly<Record<string, number>>): void
   /** How each endpoint asked so far stands with its limiter. */
   states?(): EndpointState[]
+  /** Whether an alias answers in batches: what is asked together is answered together. */
+  isBatched?(alias: string): boolean
 }
 
 /** An endpoint under the first alias it was asked by. */
@@ -196,7 +198,12 @@ async function complete(endpoint: Endpoint, request: ChatRequest, call: Call): P
   }
 }
 
-function readReply(outcome: Outcome, endpoint: Endpoint, request: ChatRequest): ChatReply {
+/** What a model replied, and what it cost. @throws FspoError 'MalformedReply', 'EmptyReply' and those of statuses */
+export function readReply(
+  outcome: Outcome,
+  endpoint: Pick<Endpoint, 'target' | 'model'>,
+  request: Pick<ChatRequest, 'messages'>,
+): ChatReply {
   const reply = parseReply(outcome, endpoint)
   const { target } = endpoint
   const [choice] = reply.choices
@@ -238,12 +245,19 @@ function emptyRemedy(finishReason: string): string {
   return finishReason === 'length' ? 'raise maxTokens' : 'try again or change the prompt'
 }
 
-function costOf({ model }: Endpoint, promptTokens: number, completionTokens: number): number {
+function costOf(
+  { model }: Pick<Endpoint, 'model'>,
+  promptTokens: number,
+  completionTokens: number,
+): number {
   const { inputUsdPerMillion, outputUsdPerMillion } = model
   return (promptTokens * inputUsdPerMillion + completionTokens * outputUsdPerMillion) / 1e6
 }
 
-function parseReply(outcome: Outcome, { target }: Endpoint): z.infer<typeof replySchema> {
+function parseReply(
+  outcome: Outcome,
+  { target }: Pick<Endpoint, 'target'>,
+): z.infer<typeof replySchema> {
   const json = parseJson(outcome.text)
   const reply = replySchema.safeParse(json)
   if (reply.success) return reply.data

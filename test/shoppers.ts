@@ -12,7 +12,7 @@ import type { StageName } from '../activities/stage.ts'
 import { stageTable } from '../activities/stages.ts'
 import { createChat } from '../infra/llm.ts'
 import { createFileStore } from '../infra/store.ts'
-import type { ModelCounts } from '../workers/serving.ts'
+import type { ModelCounts } from '../workers/answers.ts'
 
 /** Where shoppers buy: processes that make the responses of one run and share its budget. */
 export interface Shop {

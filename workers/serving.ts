@@ -1,60 +1,20 @@
-import { createHash } from 'node:crypto'
 import type { IncomingMessage, ServerResponse } from 'node:http'
 
 import {
-  completionBody,
-  countTokens,
-  limitTokens,
-  parseRequest,
-  type ApiError,
-  type CompletionRequest,
-} from './completions.ts'
-import type { Answer, Question } from './mind.ts'
-import type { FaultKind, Faults } from './faults.ts'
-import type { Quota } from './quota.ts'
-
-/** What a server has seen and done since it started. */
-export interface SimulatorCounts {
-  requests: number // chat completions asked for, faults included
-  completions: number // valid replies sent
-  duplicates: number // completions of a body completed before; 0 unless counted
-  promptTokens: number // of completions
-  completionTokens: number
-  refusals: number // 429s of the quota
-  byModel: Record<string, ModelCounts>
-  faults: Partial<Record<FaultKind, number>>
-  connections: number // sockets ever opened
-  cpuMs: number // CPU time of the whole process
-}
-
-/** Completions of one model and their tokens. */
-export interface ModelCounts {
-  completions: number
-  promptTokens: number
-  completionTokens: number
-}
-
-/** What one server works with. */
-export interface Serving {
-  answer: (question: Question) => Answer
-  models: string[]
-  faults: Faults
-  quota: Quota
-  apiKey: string | undefined
-  completed: Set<number> | undefined // hashes of bodies
-  counts: SimulatorCounts
-  serial: number
-}
+  completeChat,
+  countPrompt,
+  currentCounts,
+  injectedError,
+  limitOf,
+  noSuchModel,
+  type Serving,
+} from './answers.ts'
+import { parseRequest, type ApiError, type CompletionRequest } from './completions.ts'
+import type { Told } from './desk.ts'
+import type { FaultKind } from './faults.ts'
 
 const maxBodyBytes = 8 * 2 ** 20
-const defaultMaxTokens = 4096
-
-/** The counts by now, a copy. */
-export function currentCounts({ counts }: Serving): SimulatorCounts {
-  const { user, system } = process.cpuUsage()
-  const copies = structuredClone({ faults: counts.faults, byModel: counts.byModel })
-  return { ...counts, ...copies, cpuMs: (user + system) / 1000 }
-}
+const maxFileBytes = 256 * 2 ** 20
 
 /** Answers one HTTP request; whatever goes wrong inside is a 500. */
 export function serve(serving: Serving, request: IncomingMessage, response: ServerResponse): void {
@@ -66,10 +26,13 @@ function guard(response: ServerResponse, task: () => void): void {
   try {
     task()
   } catch (error) {
-    const message = `The simulator failed: ${error instanceof Error ? error.message : String(error)}`
-    const type = 'server_error'
-    sendError(response, { status: 500, error: { message, type, param: null, code: null } })
+    sendError(response, serverError(error instanceof Error ? error.message : String(error)))
   }
+}
+
+function serverError(reason: string): ApiError {
+  const message = `The simulator failed: ${reason}`
+  return { status: 500, error: { message, type: 'server_error', param: null, code: null } }
 }
 
 function route(serving: Serving, request: IncomingMessage, response: ServerResponse): void {
@@ -80,7 +43,15 @@ function route(serving: Serving, request: IncomingMessage, response: ServerRespo
   const denied = authenticate(serving, request)
   if (denied) return sendError(response, denied)
   if (request.method === 'POST' && path === '/chat/completions') {
-    return readBody(request, response, (body) => takeRequest(serving, body, response))
+    return readBody(request, response, {
+      limit: maxBodyBytes,
+      then: (body) => takeRequest(serving, body.toString('utf8'), response),
+    })
+  }
+  if (/^\/(files|batches)(\/|$)/.test(path)) {
+    const limit = maxFileBytes
+    const then = (body: Buffer) => void askDesk(serving, { request, path, body }, response)
+    return readBody(request, response, { limit, then })
   }
   if (isGet && path === '/models') {
     const data = serving.models.map(modelEntry)
@@ -102,12 +73,6 @@ function modelEntry(id: string) {
   return { id, object: 'model', created: 1_700_000_000, owned_by: 'fspo' }
 }
 
-function noSuchModel(model: string): ApiError {
-  const message = `The model \`${model}\` does not exist or you do not have access to it.`
-  const type = 'invalid_request_error'
-  return { status: 404, error: { message, type, param: null, code: 'model_not_found' } }
-}
-
 function authenticate({ apiKey }: Serving, { headers }: IncomingMessage): ApiError | undefined {
   if (apiKey === undefined || headers.authorization === `Bearer ${apiKey}`) return undefined
   const given = headers.authorization?.replace(/^Bearer /, '')
@@ -121,17 +86,17 @@ function authenticate({ apiKey }: Serving, { headers }: IncomingMessage): ApiErr
 function readBody(
   request: IncomingMessage,
   response: ServerResponse,
-  then: (body: string) => void,
+  { limit, then }: { limit: number; then: (body: Buffer) => void },
 ): void {
   const chunks: Buffer[] = []
   let size = 0
   request.on('data', (chunk: Buffer) => {
     size += chunk.length
-    if (size <= maxBodyBytes) chunks.push(chunk)
+    if (size <= limit) chunks.push(chunk)
   })
   request.on('end', () => {
-    if (size <= maxBodyBytes) return then(Buffer.concat(chunks, size).toString('utf8'))
-    const message = `Request of ${size} bytes is over the limit of ${maxBodyBytes}.`
+    if (size <= limit) return then(Buffer.concat(chunks, size))
+    const message = `Request of ${size} bytes is over the limit of ${limit}.`
     const type = 'invalid_request_error'
     sendError(response, { status: 413, error: { message, type, param: null, code: null } })
   })
@@ -150,6 +115,24 @@ function takeRequest(serving: Serving, body: string, response: ServerResponse): 
   else answerNow()
 }
 
+/** Files and batches. */
+async function askDesk(
+  { desk }: Serving,
+  { request, path, body }: { request: IncomingMessage; path: string; body: Buffer },
+  response: ServerResponse,
+): Promise<void> {
+  const { method = 'GET', headers, url = '' } = request
+  const query = new URLSearchParams(url.replace(/^[^?]*/, ''))
+  const contentType = headers['content-type'] ?? ''
+  const told = await desk
+    .answer({ method, path, query, contentType, body })
+    .catch((error: unknown): Told => serverError(String(error)))
+  if ('lost' in told) response.socket?.destroy()
+  else if ('text' in told) sendJson(response, 200, told.text)
+  else if ('json' in told) sendJson(response, told.status, JSON.stringify(told.json))
+  else sendError(response, told)
+}
+
 /** Charges the quota; what a reply did not take is given back once that is known. */
 function admit(
   { quota, models, counts }: Serving,
@@ -164,14 +147,6 @@ function admit(
     response.setHeader(name, value)
   }
   return refusal
-}
-
-function countPrompt({ messages }: CompletionRequest): number {
-  return messages.reduce((sum, { content }) => sum + countTokens(content), 0)
-}
-
-function limitOf({ max_completion_tokens, max_tokens }: CompletionRequest): number {
-  return max_completion_tokens ?? max_tokens ?? defaultMaxTokens
 }
 
 /** A request as it came and as it was read, and the fault it is to meet. */
@@ -196,55 +171,6 @@ function reply(serving: Serving, taken: Taken, response: ServerResponse): void {
   if (kind === 'malformed') return sendJson(response, 200, text.slice(0, text.length / 2))
   if (kind === 'truncated-body') return breakOff(response, text)
   sendJson(response, 200, text)
-}
-
-function injectedError(kind: '429' | '500', faults: Faults): ApiError {
-  const param = null
-  if (kind === '429') {
-    const message = 'Rate limit reached for requests.'
-    const error = { message, type: 'requests', param, code: 'rate_limit_exceeded' }
-    return { status: 429, headers: faults.retryAfter(), error }
-  }
-  const message = 'The server had an error while processing your request. Sorry about that!'
-  return { status: 500, error: { message, type: 'server_error', param, code: null } }
-}
-
-function completeChat(serving: Serving, request: CompletionRequest, { body, kind }: Taken): string {
-  const { model, messages, temperature, seed } = request
-  const maxTokens = limitOf(request)
-  const draft = serving.answer({
-    messages,
-    model,
-    temperature: temperature ?? 1,
-    seed: seed ?? 0,
-    maxTokens,
-  })
-  const half = Math.ceil(countTokens(draft.text) / 2)
-  const answer = limitTokens(
-    draft,
-    kind === 'truncated-text' ? Math.min(half, maxTokens) : maxTokens,
-  )
-  const usage = { promptTokens: countPrompt(request), completionTokens: countTokens(answer.text) }
-  serving.quota.refund(model, maxTokens - usage.completionTokens)
-  if (kind === undefined || kind === 'truncated-text') record(serving, { body, model, usage })
-  return completionBody(answer, usage, { id: `chatcmpl-${serving.serial}`, model })
-}
-
-function record(
-  { counts, completed }: Serving,
-  done: { body: string; model: string; usage: Omit<ModelCounts, 'completions'> },
-): void {
-  const none = { completions: 0, promptTokens: 0, completionTokens: 0 }
-  const ofModel = (counts.byModel[done.model] ??= none)
-  for (const count of [counts, ofModel]) {
-    count.completions++
-    count.promptTokens += done.usage.promptTokens
-    count.completionTokens += done.usage.completionTokens
-  }
-  if (!completed) return
-  const hash = createHash('sha1').update(done.body).digest().readUIntBE(0, 6)
-  if (completed.has(hash)) counts.duplicates++
-  completed.add(hash)
 }
 
 function sendError(response: ServerResponse, { status, headers = {}, error }: ApiError): void {

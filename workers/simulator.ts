@@ -4,10 +4,12 @@ import { parseArgs } from 'node:util'
 
 import { defaultOperations } from '../activities/presets.ts'
 import { FspoError } from '../infra/errors.ts'
+import { answerLine, currentCounts, type Serving, type SimulatorCounts } from './answers.ts'
+import { createDesk, type BatchOptions } from './desk.ts'
 import { createFaults, parseRates, type FaultOptions } from './faults.ts'
 import { createMind, defaultBiases, type Answer, type Question } from './mind.ts'
 import { createQuota, type QuotaOptions } from './quota.ts'
-import { currentCounts, serve, type Serving, type SimulatorCounts } from './serving.ts'
+import { serve } from './serving.ts'
 
 export interface SimulatorOptions {
   /** Writes the reply to one chat, from nothing but what the request says. */
@@ -20,6 +22,8 @@ export interface SimulatorOptions {
   faults?: FaultOptions
   /** What it allows; the rest is 429. Default: anything. */
   quota?: QuotaOptions
+  /** How batches go. Default: they end at once. */
+  batches?: BatchOptions
   /** When set, requests without `Authorization: Bearer <apiKey>` are 401. */
   apiKey?: string | undefined
   /** Whether to remember a hash of each completed body (48 bits each). Default false. */
@@ -46,6 +50,7 @@ export async function startSimulator({
   host = '127.0.0.1',
   faults = {},
   quota = {},
+  batches = {},
   apiKey,
   countDuplicates = false,
 }: SimulatorOptions): Promise<Simulator> {
@@ -63,12 +68,14 @@ export async function startSimulator({
       promptTokens: 0,
       completionTokens: 0,
       refusals: 0,
+      batches: 0,
       byModel: {},
       faults: {},
       connections: 0,
       cpuMs: 0,
     },
     serial: 0,
+    desk: createDesk((body) => answerLine(serving, body), batches),
   }
   // a client that keeps its sockets longer than the server does would meet hang-ups
   const server = createServer({ keepAliveTimeout: 65_000 }, (request, response) =>
@@ -123,6 +130,7 @@ function readFlags() {
       rpm: { type: 'string', default: '0' }, // 0: any number
       tpm: { type: 'string', default: '0' },
       'burst-ms': { type: 'string', default: '1000' },
+      'batch-ms': { type: 'string', default: '0' }, // from a batch's creation to its last line
       'api-key-env': { type: 'string' },
       'count-duplicates': { type: 'boolean', default: false },
       'with-parent': { type: 'boolean', default: false }, // ends when its stdin ends
@@ -138,6 +146,7 @@ function readFlags() {
   return {
     ...values,
     port: parseNumber('port', values.port),
+    batches: { takesMs: parseNumber('batch-ms', values['batch-ms']) },
     judge: {
       positionBias: parseNumber('position-bias', values['position-bias']),
       errorRate: parseNumber('error-rate', values['error-rate']),
@@ -180,6 +189,7 @@ async function main(): Promise<void> {
     countDuplicates: flags['count-duplicates'],
     faults: flags.faults,
     quota: flags.quota,
+    batches: flags.batches,
   })
   const end = () => void simulator.close().then(() => process.exit())
   process.once('SIGTERM', end).once('SIGINT', end)

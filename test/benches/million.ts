@@ -8,7 +8,7 @@ import type { StageName } from '../../activities/stage.ts'
 import { readSuccess } from '../../infra/manifests.ts'
 import { readShard } from '../../infra/shards.ts'
 import type { Store } from '../../infra/store.ts'
-import type { SimulatorCounts } from '../../workers/serving.ts'
+import type { SimulatorCounts } from '../../workers/answers.ts'
 import { mean, readLoad, round, sum, type Usage } from '../meter.ts'
 import { startPlant, type Made, type Plant } from '../plant.ts'
 

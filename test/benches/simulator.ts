@@ -8,7 +8,7 @@ import { Pool } from 'undici'
 
 import { preferencePrompt, responsePrompt } from '../../activities/prompts.ts'
 import { createChat, type ChatRequest } from '../../infra/llm.ts'
-import type { SimulatorCounts } from '../../workers/serving.ts'
+import type { SimulatorCounts } from '../../workers/answers.ts'
 import { round } from '../meter.ts'
 
 interface Sizes {
