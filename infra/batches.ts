@@ -56,6 +56,7 @@ const batchSchema = z.object({
 export type Batch = z.infer<typeof batchSchema>
 
 const listSchema = z.object({ data: z.array(batchSchema), has_more: z.boolean().nullish() })
+const fileSchema = z.object({ id: z.string() })
 const lineSchema = z.object({
   custom_id: z.string(),
   response: z.object({ status_code: z.int(), body: z.unknown() }).nullish(),
@@ -104,66 +105,50 @@ function openBatches(
 ): Batches {
   const target = describe(alias, model, { environment, simulatorUrl })
   const client = createClient(target, fetch)
-  const call = (ask: (options: { signal: AbortSignal }) => Asked, signal: AbortSignal) =>
-    exchange((inner) => ask({ signal: inner }).asResponse(), target, signal).then((outcome) =>
-      accept(outcome, target),
-    )
-
-  async function find(name: string, value: string, signal: AbortSignal) {
-    for (let after: string | undefined; ;) {
-      const page = { limit: pageSize, ...(after !== undefined && { after }) }
-      const text = await call((options) => client.batches.list(page, options), signal)
-      const { data, has_more } = readJson(text, listSchema, target)
-      const found = data.find(({ metadata }) => metadata?.[name] === value)
-      after = data.at(-1)?.id
-      if (found || !has_more || after === undefined) return found
-    }
-  }
-
-  async function create(lines: Uint8Array, metadata: Record<string, string>, signal: AbortSignal) {
-    const file = new File([new Uint8Array(lines)], 'fspo.jsonl', { type: 'application/jsonl' })
-    const uploaded = await call(
-      (options) => client.files.create({ file, purpose: 'batch' }, options),
-      signal,
-    )
-    const { id: input_file_id } = readJson(uploaded, z.object({ id: z.string() }), target)
-    const order = { input_file_id, endpoint, completion_window: '24h', metadata } as const
-    const text = await call((options) => client.batches.create(order, options), signal).catch(doubt)
-    return readJson(text, batchSchema, target).id
-  }
-
-  async function look(id: string, signal: AbortSignal) {
-    const text = await call((options) => client.batches.retrieve(id, options), signal)
-    return readJson(text, batchSchema, target)
-  }
-
-  async function read({ output_file_id, error_file_id }: Batch, signal: AbortSignal) {
-    const ids = [output_file_id, error_file_id].filter((id) => typeof id === 'string')
-    const lines: string[] = []
-    for (const id of ids) {
-      const text = await call((options) => client.files.content(id, options), signal)
-      for (const line of text.split('\n')) if (line.trim() !== '') lines.push(line)
-    }
-    return lines
-  }
+  const read = async (ask: Ask, signal: AbortSignal) =>
+    accept(await exchange((inner) => ask({ signal: inner }).asResponse(), target, signal), target)
+  const readBatch = async (ask: Ask, signal: AbortSignal) =>
+    readJson(await read(ask, signal), batchSchema, target)
 
   return {
-    create,
-    find,
-    look,
-    read,
-    cancel: async (id, signal) => {
-      const text = await call((options) => client.batches.cancel(id, options), signal)
-      return readJson(text, batchSchema, target)
-    },
     line: (id, request) => lineOf(id, model.model, request),
     parse: (line, messagesOf) => parseLine(line, { target, model }, messagesOf),
+    look: (id, signal) => readBatch((options) => client.batches.retrieve(id, options), signal),
+    cancel: (id, signal) => readBatch((options) => client.batches.cancel(id, options), signal),
+
+    async create(lines, metadata, signal) {
+      const file = new File([new Uint8Array(lines)], 'fspo.jsonl', { type: 'application/jsonl' })
+      const upload: Ask = (options) => client.files.create({ file, purpose: 'batch' }, options)
+      const { id } = readJson(await read(upload, signal), fileSchema, target)
+      const order = { input_file_id: id, endpoint, completion_window: '24h', metadata } as const
+      const create: Ask = (options) => client.batches.create(order, options)
+      return (await readBatch(create, signal).catch(doubt)).id
+    },
+
+    async find(name, value, signal) {
+      for (let after: string | undefined; ;) {
+        const page = { limit: pageSize, ...(after !== undefined && { after }) }
+        const text = await read((options) => client.batches.list(page, options), signal)
+        const { data, has_more } = readJson(text, listSchema, target)
+        const found = data.find(({ metadata }) => metadata?.[name] === value)
+        after = data.at(-1)?.id
+        if (found || !has_more || after === undefined) return found
+      }
+    },
+
+    async read({ output_file_id, error_file_id }, signal) {
+      const lines: string[] = []
+      for (const id of [output_file_id, error_file_id]) {
+        if (!id) continue
+        const text = await read((options) => client.files.content(id, options), signal)
+        for (const line of text.split('\n')) if (line.trim() !== '') lines.push(line)
+      }
+      return lines
+    },
   }
 }
 
-interface Asked {
-  asResponse(): Promise<Response>
-}
+type Ask = (options: { signal: AbortSignal }) => { asResponse(): Promise<Response> }
 
 function createClient({ url, key }: Target, fetch: typeof globalThis.fetch): OpenAI {
   return new OpenAI({

@@ -133,7 +133,7 @@ async function takeFile(room: Room, { contentType, body }: Asked): Promise<Told>
     return refuse("'file' is a required property", 'file', 'missing_required_parameter')
   }
   if (purpose !== 'batch') {
-    return refuse(`'${String(purpose)}' is not one of ['batch']`, 'purpose', 'invalid_value')
+    return refuse("'purpose' must be 'batch' here", 'purpose', 'invalid_value')
   }
   return ok(fileView(keep(room, { name: file.name, purpose, text: await file.text() })))
 }
