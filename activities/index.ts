@@ -2,6 +2,7 @@ import { activityInfo, ApplicationFailure, Context, CancelledFailure } from '@te
 
 import { FspoError } from '../infra/errors.ts'
 import type { Summary } from '../infra/manifests.ts'
+import { cancelShards, checkShards, type ShardsRef } from './batches.ts'
 import { createPurses } from './budget.ts'
 import type { EngineEvent } from './contract.ts'
 import { makeShard, makeWithEngine, type ShardRef } from './making.ts'
@@ -26,13 +27,14 @@ import {
   type ShardRetry,
   type StageRetry,
 } from './retrying.ts'
+import type { BatchWait } from './rounds.ts'
 import { createRuns, type Dependencies } from './runs.ts'
 import type { StageName } from './stage.ts'
 import { stageTable, type Part } from './stages.ts'
 import { createSteering, saveSteering, type Steering } from './steering.ts'
 import { withEngineWitness, withWitness, type Work } from './witness.ts'
 
-export type { NightRecord, RetryResult, ShardRetry, StageRetry }
+export type { BatchWait, NightRecord, RetryResult, ShardRetry, StageRetry }
 export type { Dependencies, Part, RunPlan, StagePlan, StageRef, StageSummary, Steering }
 export type { Summary as ShardSummary } from '../infra/manifests.ts'
 export type Activities = ReturnType<typeof createActivities>
@@ -64,11 +66,15 @@ export function createActivities(deps: Dependencies) {
       stage: StageName
       range?: { from: number; to: number }
     }): Promise<StagePlan> => alive(() => planStage(planning, input)),
-    runItems: (ref: ShardRef): Promise<Summary> =>
+    runItems: (ref: ShardRef): Promise<Summary | BatchWait> =>
       alive((beat) => {
         const told = { witness, work: () => workOf(ref), hooks: hooksOf(beat) }
         return withWitness(told, (hooks) => makeShard(making, ref, hooks))
       }),
+    checkBatches: (ref: ShardsRef): Promise<number[]> =>
+      alive((beat) => checkShards(making, ref, beat)),
+    cancelBatches: (ref: ShardsRef): Promise<void> =>
+      alive((beat) => cancelShards(making, ref, beat)),
     runEngine: (ref: StageRef): Promise<Summary> =>
       alive((beat) => {
         const told = { witness, work: () => workOf(ref), signal: beat.signal }

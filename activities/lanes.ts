@@ -41,6 +41,7 @@ export async function makeItems<Item, Row>(
     isSweep: false,
     successes: 0,
     exhausted: 0,
+    suspended: 0,
     failure: undefined,
     isStoreBroken: false,
     halt: new AbortController(),
@@ -64,6 +65,10 @@ export async function makeItems<Item, Row>(
   }
   while (journal.pending() > 0 && !loop.isStoreBroken) await flush(loop)
   if (loop.failure !== undefined) throw loop.failure
+  if (loop.suspended > 0) {
+    const message = `${options.prefix}: ${loop.suspended} items wait for what they asked`
+    throw new FspoError('Suspended', message, { retryable: true })
+  }
 }
 
 /** Runs the queue empty. A killed lane is not waited for: its item may not heed the signal. */
@@ -118,6 +123,7 @@ async function makeItem<Item, Row>(loop: Loop<Item, Row>, index: number): Promis
     } catch (cause) {
       if (signal.aborted) return
       const error = toFspoError(cause)
+      if (error.type === 'Suspended') return void loop.suspended++
       const isAlone = loop.successes === before
       if (settle(loop, { index, past, error, attempt, isAlone })) return
       await clock.sleep(waitMs(error, attempt), loop.halt.signal)

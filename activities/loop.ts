@@ -85,6 +85,7 @@ export interface Loop<Item, Row> {
   isSweep: boolean
   successes: number
   exhausted: number // items in a row whose tries were used up by an endpoint's fault
+  suspended: number // items that have neither row nor dead letter because an answer is still to come
   failure: unknown
   isStoreBroken: boolean
   halt: AbortController // ends waits, and lanes once their item is made

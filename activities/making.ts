@@ -3,6 +3,7 @@ import type { z } from 'zod'
 import { walk } from '../infra/disk.ts'
 import { FspoError } from '../infra/errors.ts'
 import { ensureFolder, readLocal, removeLocal, writeLocal } from '../infra/files.ts'
+import type { ChatRequest } from '../infra/llm.ts'
 import { findManifest, summarySchema, type Summary } from '../infra/manifests.ts'
 import { decodeParquet, encodeParquet } from '../infra/parquet.ts'
 import { seedOf } from '../infra/random.ts'
@@ -14,8 +15,10 @@ import { billRow, createMeters, type Tell } from './meter.ts'
 import { openSame, readLayout, type StageRef } from './planning.ts'
 import type { Dependencies, Run, Runs } from './runs.ts'
 import { quarantineOf } from './quarantine.ts'
+import { counterOf, makeRound, type BatchWait } from './rounds.ts'
 import { runShard, type ShardOptions } from './shard.ts'
 import type { EngineContext, EngineStage } from './stage.ts'
+import { hasBatches } from './spec.ts'
 import type { Steering } from './steering.ts'
 
 export interface ShardRef extends StageRef {
@@ -37,12 +40,15 @@ export interface Making {
   steering(run: string): Promise<Steering>
 }
 
-/** Makes one shard of an item stage; what an earlier attempt made is kept. @throws FspoError as runShard does */
+/**
+ * Makes one shard of an item stage, or as much of it as there are answers for; what an earlier attempt made is
+ * kept. @throws FspoError as runShard and makeRound do
+ */
 export async function makeShard(
   making: Making,
   ref: ShardRef,
   hooks: ShardHooks,
-): Promise<Summary> {
+): Promise<Summary | BatchWait> {
   const shard = await openShard(making, ref, hooks.tell)
   const { run, stage, ask, purse } = shard
   const { operations } = run.config
@@ -56,7 +62,7 @@ export async function makeShard(
   }
 
   purse?.enter()
-  const made = runShard({
+  const options = {
     ...hooks,
     store: making.deps.store,
     prefix: shardPrefix(folder, ref.shard),
@@ -70,7 +76,13 @@ export async function makeShard(
     process: shard.process,
     bill: billRow,
     quarantine: quarantineOf(making, { kind: 'make', ref }, { folder, operations }),
-  })
+  }
+  const made = hasBatches(operations)
+    ? makeRound(
+        { ...shard, ...counterOf(making, operations, hooks), prefix: options.prefix },
+        options,
+      )
+    : runShard(options)
   return made.finally(() => purse?.leave())
 }
 
@@ -91,14 +103,16 @@ export async function openShard(
   const ask = deps.chat(operations)
   const purse = await purses.of(run)
   const meter = createMeters(ask, purse, tell)
-  const process = (item: unknown, attempt: Attempt) => {
+  const processBy = (meterOf: typeof meter) => (item: unknown, attempt: Attempt) => {
     const { id, index, signal } = attempt
-    const { chat, close } = meter(attempt)
+    const { chat, close } = meterOf(attempt)
     const seed = seedOf(spec.seed, id)
     return stage.process(item, { ...context, id, index, seed, signal, chat }).finally(close)
   }
   const idOf = (index: number) => itemId(ref.key, index)
-  return { run, stage, first, items, idOf, process, ask, purse }
+  const priceUsd = (request: ChatRequest) => ask.priceUsd?.(request) ?? 0
+  const process = processBy(meter)
+  return { run, stage, first, items, idOf, process, processBy, meter, priceUsd, ask, purse }
 }
 
 /** The same whenever and wherever the item is made; its seed comes from it. */

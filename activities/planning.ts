@@ -8,6 +8,7 @@ import type { Store } from '../infra/store.ts'
 import { openBudget } from './budget.ts'
 import { pinOf } from './keys.ts'
 import { readJson, type Run, type Runs } from './runs.ts'
+import { batchDefaults, hasBatches, type Operations } from './spec.ts'
 import { stageNames, type StageName } from './stage.ts'
 import { partOf, type Part } from './stages.ts'
 import { readSteering } from './steering.ts'
@@ -36,6 +37,8 @@ export interface StagePlan {
   missing: number[]
   /** Shards in flight. */
   window: number
+  /** Present when some model answers in batches: how often to look at those. */
+  batch?: { pollMs: number; longestPollMs: number }
   /** Present when the stage is sealed: nothing is to be done. */
   sealed?: StageSummary
 }
@@ -81,7 +84,9 @@ export async function planStage(
   const { operations } = run.config
   const { shardItems: wanted } = operations
   const { window = operations.window } = await readSteering(store, ref.run)
-  const common = { key: run.key(ref.stage), kind: stage.kind, queue: stage.queue, window }
+  const batch = stage.queue === 'fspo-llm' && hasBatches(operations) ? pollsOf(operations) : null
+  const { kind, queue } = stage
+  const common = { key: run.key(ref.stage), kind, queue, window, ...(batch && { batch }) }
   if (await store.has(`${prefix}/_SUCCESS.json`)) {
     const sealed = await summarise(store, prefix)
     const { shards, items } = sealed
@@ -112,6 +117,11 @@ export async function planStage(
     shardItems,
     missing: found.flatMap((manifest, at) => (manifest ? [] : [from + at])),
   }
+}
+
+function pollsOf({ batch }: Operations) {
+  const { pollMs, longestPollMs } = { ...batchDefaults, ...batch }
+  return { pollMs, longestPollMs }
 }
 
 /** What an earlier night made is taken as it is: making it anew would give another model under its key. */

@@ -5,7 +5,7 @@ import type { Pair } from './pairs.ts'
 import { preferencePrompt, promptVersions } from './prompts.ts'
 import { preferenceSchema } from './records.ts'
 import type { Effort, Persona, Preference, Question, Refinement, Response } from './records.ts'
-import { ask, effortOf, readChoice } from './replies.ts'
+import { ask, askBoth, effortOf, readChoice } from './replies.ts'
 import { programJudge } from './spec.ts'
 import type { ItemContext, ItemStage } from './stage.ts'
 import { measurableUser, prefers } from './users.ts'
@@ -96,8 +96,10 @@ async function labelByModel(
   context: ItemContext,
 ): Promise<Label> {
   const shown = { description, prompt: question.text, m: first.text, M: second.text }
-  const there = await judge(context, 'first', shown)
-  const back = await judge(context, 'second', { ...shown, m: second.text, M: first.text })
+  const [there, back] = await askBoth(context, context.spec.preferences.judge, [
+    () => judge(context, 'first', shown),
+    () => judge(context, 'second', { ...shown, m: second.text, M: first.text }),
+  ])
   return {
     labelFirst: there.value === 'm' ? 'first' : 'second',
     labelSecond: back.value === 'm' ? 'second' : 'first',

@@ -131,7 +131,8 @@ function refuseAll({ waiting }: Pouch, error: unknown) {
   for (const waiter of waiting.splice(0)) waiter.refuse(error)
 }
 
-async function reached({ run, ledger, cap }: Pouch): Promise<FspoError> {
+/** The error of a run that has no money left. */
+export async function reached({ run, ledger, cap }: PurseOptions): Promise<FspoError> {
   const [limit = 0, total = 0] = [await cap(), await ledger.total()]
   return new FspoError(
     'BudgetReached',

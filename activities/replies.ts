@@ -46,6 +46,25 @@ export async function ask<Value>(
 }
 
 /**
+ * Two asks that need nothing of each other: one after the other, or at once where an alias answers in batches,
+ * so that one batch holds both. @throws what the first that fails throws
+ */
+export async function askBoth<Value>(
+  { chat }: ItemContext,
+  alias: string,
+  asks: readonly [() => Promise<Answered<Value>>, () => Promise<Answered<Value>>],
+): Promise<[Answered<Value>, Answered<Value>]> {
+  const [first, second] = asks
+  if (!chat.isBatched?.(alias)) return [await first(), await second()]
+  const both = await Promise.allSettled([first(), second()])
+  const values = both.map((one) => {
+    if (one.status === 'rejected') throw one.reason
+    return one.value
+  })
+  return [values[0]!, values[1]!]
+}
+
+/**
  * A chat that gives again what an earlier try of the item was told, so that no call is paid for twice.
  * An item's calls differ by their seeds.
  */

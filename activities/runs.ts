@@ -1,5 +1,6 @@
 import { z } from 'zod'
 
+import type { Batches } from '../infra/batches.ts'
 import type { Engine } from '../infra/engine.ts'
 import { FspoError } from '../infra/errors.ts'
 import type { Isolation } from '../infra/isolation.ts'
@@ -21,6 +22,8 @@ export interface Dependencies {
   /** Local folder for engines at work. */
   folder: string
   chat(operations: Operations): Chat
+  /** The batches of an alias; without it no model answers in batches. */
+  batches?(operations: Operations): (alias: string) => Batches
   engine(operations: Operations): Engine<EngineEvent>
   /** Makes items in another process; without it none is ever put into quarantine. */
   isolation?: Isolation

@@ -51,7 +51,8 @@ const mostStalled = 20
  * An item is tried 3 times, swept once more at the end, then given up to the dead letters.
  * What was made is in the store's journal when this throws, so that a new call goes on from there.
  * @throws FspoError 'TooManyRejects', 'ShardStalled', 'ShardMismatch'; 'RateLimited' with `retryAfterMs` for a
- * wait over 10 s; 'Auth', 'ModelNotFound', 'Endpoint', 'StoreFull' and their like as they come; the signal's reason
+ * wait over 10 s; 'Suspended' when items wait for answers that `process` has no way to wait for;
+ * 'Auth', 'ModelNotFound', 'Endpoint', 'StoreFull' and their like as they come; the signal's reason
  */
 export async function runShard<Item, Row>(options: ShardOptions<Item, Row>): Promise<Summary> {
   const { store, prefix, schema, items, first, given, clock = systemClock } = options
@@ -87,7 +88,8 @@ export async function runShard<Item, Row>(options: ShardOptions<Item, Row>): Pro
 
 /** Whether an attempt ends for no fault of its shard: it was told to stop, or to wait. */
 function isExpected(error: unknown, signal: AbortSignal | undefined): boolean {
-  return signal?.aborted || (error instanceof FspoError && error.type === 'RateLimited')
+  const isWait = error instanceof FspoError && /^(RateLimited|Suspended)$/.test(error.type)
+  return signal?.aborted || isWait
 }
 
 function createTrack<Item, Row>(

@@ -91,6 +91,16 @@ const placeShape = {
   tpm: positive.optional(), // tokens per minute, of each worker process
 }
 const usd = z.number().nonnegative()
+
+/** How batches are submitted and watched. */
+const batchSchema = z.strictObject({
+  pollMs: positive.default(15_000), // between two looks at batches; doubled while none ends
+  longestPollMs: positive.default(300_000),
+  requests: positive.max(50_000).default(50_000), // the most in one batch
+  bytes: positive.max(200_000_000).default(200_000_000),
+})
+export const batchDefaults = batchSchema.parse({})
+
 const endpointSchema = z.strictObject({
   ...placeShape,
   model: z.string().optional(), // the name this endpoint knows
@@ -114,17 +124,29 @@ export const operationsSchema = z.strictObject({
       timeoutMs: positive.default(60_000),
       endpoints: z.array(endpointSchema).min(1).optional(), // of the same model, in place of one
       prefer: z.enum(['weight', 'price']).optional(), // among several; by weight without
+      mode: z.enum(['online', 'batch']).optional(), // batch: answers within a day, at the prices above
     }),
   ),
   concurrency: positive.default(64), // items in flight per shard
   shardItems: positive.default(500),
   flushEvery: positive.default(256), // items per chunk
   window: positive.max(100).default(16), // shards in flight per stage
+  batch: batchSchema.optional(), // of models in mode batch
   engine: z.enum(['tfjs', 'torch']).default('tfjs'),
   store: z.string().optional(), // a folder or s3://bucket/prefix?endpoint=…&region=…; default: .fspo/store
   budgetUsd: z.number().positive().optional(), // what the run may spend on models; at it the run pauses
 })
 export type Operations = z.infer<typeof operationsSchema>
+
+/** Whether an alias answers in batches. */
+export function isBatched({ models }: Operations, alias: string): boolean {
+  return models[alias]?.mode === 'batch'
+}
+
+/** Whether any alias does. */
+export function hasBatches(operations: Operations): boolean {
+  return Object.keys(operations.models).some((alias) => isBatched(operations, alias))
+}
 
 /** What `runs/<run>/config.json` in the store holds: the whole of what a worker must know about a run. */
 export const runConfigSchema = z.strictObject({

@@ -7,7 +7,7 @@ import {
   type Sample,
   type Verdict,
 } from './records.ts'
-import { ask, effortOf, readChoice } from './replies.ts'
+import { ask, askBoth, effortOf, readChoice } from './replies.ts'
 import type { ItemContext, ItemStage } from './stage.ts'
 import { systemNames } from './systems.ts'
 
@@ -47,8 +47,10 @@ export const verdicts: ItemStage<VerdictItem, Verdict> = {
     if (text === baseText) return { ...row, winFirst: true, winSecond: false, ...effortOf([]) }
     const { description, prompt } = item
     const [mine, other] = [text.trim() || noAnswer, baseText.trim() || noAnswer]
-    const there = await judge(context, 'first', { description, prompt, m: mine, M: other })
-    const back = await judge(context, 'second', { description, prompt, m: other, M: mine })
+    const [there, back] = await askBoth(context, context.spec.evaluation.judge, [
+      () => judge(context, 'first', { description, prompt, m: mine, M: other }),
+      () => judge(context, 'second', { description, prompt, m: other, M: mine }),
+    ])
     return {
       ...row,
       winFirst: there.value === 'm',

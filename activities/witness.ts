@@ -34,16 +34,17 @@ export interface Account {
 
 export type Ending =
   | { outcome: 'sealed' }
+  | { outcome: 'submitted' } // what it goes on with is in batches
   | { outcome: 'cancelled' }
   | { outcome: 'failed'; errorClass: string; message: string }
 
 type Heard = Pick<ShardHooks, 'signal' | 'progress'>
 
 /** Makes a shard of items before a witness; without one nothing is added to the work. */
-export async function withWitness<Hooks extends Heard>(
+export async function withWitness<Hooks extends Heard, Made extends object>(
   { witness, work, hooks }: { witness: Witness | undefined; work: () => Work; hooks: Hooks },
-  make: (hooks: Hooks & Pick<ShardHooks, 'tell'>) => Promise<Summary>,
-): Promise<Summary> {
+  make: (hooks: Hooks & Pick<ShardHooks, 'tell'>) => Promise<Made>,
+): Promise<Made> {
   if (!witness) return make(hooks)
   const account = witness.begin(work())
   let last: Cursor | undefined
@@ -75,15 +76,15 @@ export async function withEngineWitness(
   })
 }
 
-async function ended(
+async function ended<Made extends object>(
   account: Account,
   signal: AbortSignal,
-  make: () => Promise<Summary>,
-): Promise<Summary> {
+  make: () => Promise<Made>,
+): Promise<Made> {
   try {
-    const summary = await make()
-    account.end({ outcome: 'sealed' })
-    return summary
+    const made = await make()
+    account.end({ outcome: 'batches' in made ? 'submitted' : 'sealed' })
+    return made
   } catch (error) {
     account.end(signal.aborted ? { outcome: 'cancelled' } : failureOf(error))
     throw error

@@ -93,7 +93,7 @@ export async function openJournal<Row, Reject extends Rejected>(
 
   function pay(index: number, amount: Paid) {
     paid.set(index, amount)
-    paidLines.push({ index, line: JSON.stringify({ index, ...amount }) })
+    paidLines.push({ index, line: paidLine(index, amount) })
   }
 
   async function flush() {
@@ -160,6 +160,21 @@ export async function readPaid(store: Store, prefix: string): Promise<Paid> {
     for (const [index, amount] of found) if (!counted.has(index)) counted.set(index, amount)
   }
   return [...counted.values()].reduce(addPaid, { promptTokens: 0, completionTokens: 0, costUsd: 0 })
+}
+
+/** Notes all that was paid so far for items of a shard, by index. */
+export async function notePaid(
+  store: Store,
+  prefix: string,
+  paid: ReadonlyMap<number, Paid>,
+): Promise<void> {
+  const lines = [...paid].map(([index, amount]) => `${paidLine(index, amount)}\n`).join('')
+  if (lines === '') return
+  await store.put(`${prefix}/paid-${sha256(lines).slice(0, 12)}.jsonl`, Buffer.from(lines))
+}
+
+function paidLine(index: number, amount: Paid): string {
+  return JSON.stringify({ index, ...paidOf(amount) })
 }
 
 /** The sum of two amounts. */

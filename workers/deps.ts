@@ -8,6 +8,7 @@ import { engineEventSchema, type EngineEvent } from '../activities/contract.ts'
 import type { Dependencies } from '../activities/index.ts'
 import type { Operations } from '../activities/spec.ts'
 import { FspoError } from '../infra/errors.ts'
+import { createBatches } from '../infra/batches.ts'
 import { createEngine, type Engine } from '../infra/engine.ts'
 import { canonicalJson } from '../infra/hash.ts'
 import { createIsolation } from '../infra/isolation.ts'
@@ -146,6 +147,7 @@ export function createDependencies(
   { witness, onCall, watch }: Partial<Telemetry> = {},
 ): Dependencies {
   const chats = new Map<string, Chat>()
+  const counters = new Map<string, ReturnType<typeof createBatches>>()
   const engines = new Map<string, Engine<EngineEvent>>()
 
   /** One chat, so one set of limiters, per process and models. */
@@ -164,6 +166,20 @@ export function createDependencies(
     return made
   }
 
+  /** The keys are read when a batch is first asked for. */
+  function batches({ models }: Operations) {
+    const key = canonicalJson(models)
+    const open =
+      counters.get(key) ??
+      createBatches({
+        models,
+        environment: environment.variables,
+        simulatorUrl: simulatorUrl(environment),
+      })
+    counters.set(key, open)
+    return open
+  }
+
   function engine({ engine: name }: Operations): Engine<EngineEvent> {
     const known =
       engines.get(name) ??
@@ -177,6 +193,7 @@ export function createDependencies(
     folder: join(environment.home, 'work'),
     versions: readVersions(),
     chat,
+    batches,
     engine,
     witness,
     isolation: createIsolation({ command: program('isolate'), env: environment.variables }),

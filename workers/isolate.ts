@@ -15,10 +15,14 @@ import { createDependencies, readEnvironment } from './deps.ts'
 const deps = createDependencies(readEnvironment())
 const runs = createRuns(deps, stageTable)
 const purses = createPurses(deps.store)
-const shards = new Map<string, ReturnType<typeof openShard>>()
+type Opened = Pick<
+  Awaited<ReturnType<typeof openShard>>,
+  'items' | 'first' | 'idOf' | 'process' | 'purse'
+>
+const shards = new Map<string, Promise<Opened>>()
 const heard = new Map<string, Attempt['replies']>()
 
-function open({ shard }: ItemTask): ReturnType<typeof openShard> {
+function open({ shard }: ItemTask): Promise<Opened> {
   const name = JSON.stringify(shard)
   const making = { runs, deps, purses }
   const opened =

@@ -45,13 +45,13 @@ function route(serving: Serving, request: IncomingMessage, response: ServerRespo
   if (request.method === 'POST' && path === '/chat/completions') {
     return readBody(request, response, {
       limit: maxBodyBytes,
-      then: (body) => takeRequest(serving, body.toString('utf8'), response),
+      use: (body) => takeRequest(serving, body.toString('utf8'), response),
     })
   }
   if (/^\/(files|batches)(\/|$)/.test(path)) {
     const limit = maxFileBytes
-    const then = (body: Buffer) => void askDesk(serving, { request, path, body }, response)
-    return readBody(request, response, { limit, then })
+    const use = (body: Buffer) => void askDesk(serving, { request, path, body }, response)
+    return readBody(request, response, { limit, use })
   }
   if (isGet && path === '/models') {
     const data = serving.models.map(modelEntry)
@@ -86,7 +86,7 @@ function authenticate({ apiKey }: Serving, { headers }: IncomingMessage): ApiErr
 function readBody(
   request: IncomingMessage,
   response: ServerResponse,
-  { limit, then }: { limit: number; then: (body: Buffer) => void },
+  { limit, use }: { limit: number; use: (body: Buffer) => void },
 ): void {
   const chunks: Buffer[] = []
   let size = 0
@@ -95,7 +95,7 @@ function readBody(
     if (size <= limit) chunks.push(chunk)
   })
   request.on('end', () => {
-    if (size <= limit) return then(Buffer.concat(chunks, size))
+    if (size <= limit) return use(Buffer.concat(chunks, size))
     const message = `Request of ${size} bytes is over the limit of ${limit}.`
     const type = 'invalid_request_error'
     sendError(response, { status: 413, error: { message, type, param: null, code: null } })

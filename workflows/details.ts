@@ -41,6 +41,7 @@ export function describeStage(progress: StageProgress, now: number): string {
   ]
   const rows = [
     ['shards', `${shardsDone} of ${shards}`],
+    ...(progress.waiting ? [['waiting', `${progress.waiting} shards for batches`]] : []),
     ['items', `${itemsDone} of ${items}`],
     ['rejects', String(rejects)],
     ['dollars', progress.costUsd.toFixed(4)],

@@ -50,6 +50,8 @@ export interface StageProgress {
   completionTokens: number
   /** Items that an earlier run had sealed, so that a rate counts none of them. */
   itemsKept: number
+  /** Shards that wait for batches at a provider; absent where none ever did. */
+  waiting?: number
   /** In ms since 1970; 0 before it begins. */
   startedAt: number
   seconds: number

@@ -1,12 +1,32 @@
-import { CancelledFailure, condition, isCancellation } from '@temporalio/workflow'
+import {
+  CancelledFailure,
+  CancellationScope,
+  condition,
+  isCancellation,
+} from '@temporalio/workflow'
 
-import type { ShardSummary } from '../activities/index.ts'
+import type { BatchWait, ShardSummary } from '../activities/index.ts'
+import { cancelBatches, createWaits, type Waits } from './batches.ts'
 import { causeOf, finalFailure, pauseOf } from './failures.ts'
+import type { Pause } from './messages.ts'
 import { engines, shards } from './policies.ts'
 import type { StageRun } from './stage.ts'
 
 /** 600 shards of 6 events stay under the 4,096 at which the server asks for a new history. */
 export const maxShards = 600
+
+/** The shards of a stage on their way. */
+interface Line {
+  /** Still to be started. */
+  queue: number[]
+  /** Stopped for want of money that batches may give back when they end. */
+  poor: number[]
+  /** With an activity at work. */
+  inFlight: number
+  /** Submitted, and waiting for batches or for room to go on. */
+  parked: Set<number>
+  waits: Waits
+}
 
 /**
  * Runs the missing shards, as many at a time as the window has; all of them settle, whatever becomes of their
@@ -14,41 +34,50 @@ export const maxShards = 600
  */
 export async function runShards(stageRun: StageRun): Promise<void> {
   const { input, plan, isPaused, window } = stageRun
-  const queue = [...plan.missing]
+  const waits = createWaits(stageRun)
+  const line: Line = { queue: [...plan.missing], poor: [], inFlight: 0, parked: new Set(), waits }
+  const { queue, parked } = line
   const failures: string[] = []
   const settled: Promise<void>[] = []
+  const unfinished = new Set<number>()
   // A few bad shards are worth finishing the rest for; many mean that the rest is bad too.
   const tooMany = Math.max(3, plan.shards / 100)
-  let inFlight = 0
   let isCancelled = false
 
   async function runOne(shard: number): Promise<void> {
+    unfinished.add(shard)
+    let pause: Pause | undefined
     try {
-      count(stageRun, await startShard(stageRun, shard))
+      count(stageRun, await makeShard(stageRun, line, shard))
+      unfinished.delete(shard)
     } catch (error) {
       isCancelled ||= isCancellation(error)
-      const pause = pauseOf(error)
-      if (pause) {
+      pause = pauseOf(error)
+      if (!pause) failures.push(`shard ${shard}: ${causeOf(error)}`)
+      else if (!plan.batch) {
         queue.push(shard)
         await stageRun.askPause(pause)
-      } else failures.push(`shard ${shard}: ${causeOf(error)}`)
+      }
     } finally {
-      inFlight--
+      line.inFlight--
     }
+    if (plan.batch) await share(stageRun, line, pause && { shard, pause })
   }
 
-  const isOver = () => queue.length === 0 && inFlight === 0
-  const hasRoom = () => queue.length > 0 && !isPaused() && inFlight < window()
+  const isOver = () => queue.length === 0 && line.inFlight + parked.size === 0
+  const hasRoom = () => queue.length > 0 && !isPaused() && line.inFlight < window()
   try {
     for (;;) {
       await condition(() => isOver() || hasRoom())
       const shard = queue.shift()
       if (shard === undefined || failures.length > tooMany) break
-      inFlight++
+      line.inFlight++
       settled.push(runOne(shard))
     }
   } finally {
     await Promise.all(settled)
+    const isEnded = isCancelled || CancellationScope.current().consideredCancelled
+    if (plan.batch && isEnded) await cancelBatches(stageRun, [...unfinished])
   }
   if (isCancelled) throw new CancelledFailure(`stage ${input.stage} was cancelled`)
   if (failures.length > 0) {
@@ -57,10 +86,56 @@ export async function runShards(stageRun: StageRun): Promise<void> {
   }
 }
 
-function startShard({ input, plan }: StageRun, shard: number): Promise<ShardSummary> {
+/** Round after round, where models answer in batches: a shard that waits for one leaves its place to others. */
+async function makeShard(stageRun: StageRun, line: Line, shard: number): Promise<ShardSummary> {
+  const { isPaused, window } = stageRun
+  for (let round = 1; ; round++) {
+    const made = await startShard(stageRun, shard, round)
+    if (!('batches' in made)) return made
+    wake(line)
+    line.inFlight--
+    line.parked.add(shard)
+    try {
+      await line.waits.until(shard)
+      await condition(() => !isPaused() && line.inFlight < window())
+    } finally {
+      line.parked.delete(shard)
+      line.inFlight++
+    }
+  }
+}
+
+/**
+ * Who has no money waits for what batches on their way leave of theirs; when none is, the run pauses.
+ * @param stopped the shard that has ended, if it did so for want of money
+ */
+async function share(
+  { askPause }: StageRun,
+  line: Line,
+  stopped: { shard: number; pause: Pause } | undefined,
+): Promise<void> {
+  const { queue, poor, inFlight, parked } = line
+  if (stopped) poor.push(stopped.shard)
+  if (!stopped) return wake(line)
+  if (inFlight + parked.size > 0) return
+  queue.push(...poor.splice(0))
+  await askPause(stopped.pause)
+}
+
+/** One more tries its luck: what has ended may have left money, what was submitted not have taken all. */
+function wake({ queue, poor }: Line) {
+  queue.push(...poor.splice(0, 1))
+}
+
+function startShard(
+  { input, plan }: StageRun,
+  shard: number,
+  round: number,
+): Promise<ShardSummary | BatchWait> {
   const { run, stage } = input
   const { key, queue: taskQueue, shardItems } = plan
-  const activityId = `shard-${String(shard).padStart(5, '0')}`
+  const number = String(shard).padStart(5, '0')
+  const activityId = round === 1 ? `shard-${number}` : `shard-${number}-${round}`
   if (plan.kind === 'engine') {
     const options = { activityId, taskQueue, summary: stage }
     return engines.runEngine.executeWithOptions(options, [{ run, stage, key }])

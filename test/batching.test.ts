@@ -1,0 +1,192 @@
+import assert from 'node:assert/strict'
+import { mkdtempSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { after, before, test } from 'node:test'
+
+import { WorkflowFailedError } from '@temporalio/client'
+import { pino } from 'pino'
+
+import { createActivities } from '../activities/index.ts'
+import { stagePrefix, stageKey } from '../activities/keys.ts'
+import { defaultOperations, presets } from '../activities/presets.ts'
+import type { Operations, RunConfig, Spec } from '../activities/spec.ts'
+import { spentBy } from '../activities/spend.ts'
+import { stageNames, type StageName } from '../activities/stage.ts'
+import { partOf, stageTable } from '../activities/stages.ts'
+import { createBatches } from '../infra/batches.ts'
+import { readSuccess } from '../infra/manifests.ts'
+import { createChat } from '../infra/llm.ts'
+import { createFileStore, type Store } from '../infra/store.ts'
+import { bundleWorkflows } from '../workers/bundle.ts'
+import { createMind } from '../workers/mind.ts'
+import { packageRoot } from '../workers/paths.ts'
+import { handleOf, startRun } from '../workers/runs.ts'
+import { startSimulator, type SimulatorOptions } from '../workers/simulator.ts'
+import { readView } from '../workers/watch.ts'
+import { queueNames, runWorker } from '../workers/worker.ts'
+import type { RunProgress } from '../workflows/messages.ts'
+import { eventually, startFspo } from './commands.ts'
+import { startTemporal, type Server } from './servers.ts'
+
+const { tiny } = presets
+const spec: Spec = {
+  ...tiny,
+  users: { ...tiny.users, train: 6, unseen: 4 },
+  questions: { ...tiny.questions, seen: 6, unseen: 2 },
+  responses: { ...tiny.responses, perQuestion: 6 },
+  refinement: { ...tiny.refinement, pairs: 1 },
+  preferences: { ...tiny.preferences, panel: 3, pairs: 8, unseenPairs: 4 },
+  episodes: { ...tiny.episodes, shots: 1, queries: 1, perUser: 2 },
+}
+const prices = { inputUsdPerMillion: 2, outputUsdPerMillion: 8 }
+const aliases = Object.keys(defaultOperations.models)
+const stages = stageNames.filter((name) => partOf[name] === 'generate')
+let server: Server
+let bundle: string
+
+before(async () => {
+  server = await startTemporal()
+  bundle = await bundleWorkflows(join(packageRoot, '.fspo', 'cache'))
+})
+after(() => server.stop())
+
+function configOf(
+  run: string,
+  mode: 'online' | 'batch',
+  more: Partial<Operations> = {},
+): RunConfig {
+  const models = Object.fromEntries(
+    aliases.map((alias) => [alias, { ...defaultOperations.models[alias]!, ...prices, mode }]),
+  )
+  const batch = { pollMs: 40, longestPollMs: 300, requests: 50_000, bytes: 1e6 }
+  const operations = { ...defaultOperations, models, batch, shardItems: 20, ...more }
+  return { v: 1, run, spec, operations }
+}
+
+/** A simulator, a store and workers in this process. */
+async function inPlant(
+  options: Partial<SimulatorOptions>,
+  act: (plant: Plant) => Promise<void>,
+): Promise<void> {
+  const simulator = await startSimulator({
+    answer: createMind(),
+    models: aliases,
+    countDuplicates: true,
+    ...options,
+  })
+  const folder = mkdtempSync(join(tmpdir(), 'fspo-batching-'))
+  const store = createFileStore(join(folder, 'store'))
+  const plant: Plant = {
+    folder,
+    store,
+    url: simulator.url,
+    counts: simulator.counts,
+    start: async (config) =>
+      (await startRun({ client: server.client, store }, config, ['generate'])).handle,
+    work: (queues = [...queueNames]) => startWorker(plant, queues),
+  }
+  try {
+    await act(plant)
+  } finally {
+    await simulator.close()
+  }
+}
+
+interface Plant {
+  folder: string
+  store: Store
+  url: string
+  counts: Awaited<ReturnType<typeof startSimulator>>['counts']
+  start(config: RunConfig): Promise<Awaited<ReturnType<typeof startRun>>['handle']>
+  /** Starts workers; what it returns stops them. */
+  work(queues?: Parameters<typeof runWorker>[0]['queues']): () => Promise<void>
+}
+
+function startWorker(
+  { folder, store, url }: Plant,
+  queues: Parameters<typeof runWorker>[0]['queues'],
+) {
+  const stop = new AbortController()
+  const chats = new Map<string, ReturnType<typeof createChat>>()
+  const running = runWorker({
+    queues,
+    target: server.target,
+    activities: createActivities({
+      store,
+      folder: join(folder, 'work'),
+      versions: { fspo: 'test' },
+      chat({ models }) {
+        const name = JSON.stringify(models)
+        const chat = chats.get(name) ?? createChat({ models, simulatorUrl: url })
+        chats.set(name, chat)
+        return chat
+      },
+      batches: ({ models }) => createBatches({ models, simulatorUrl: url }),
+      engine: () => assert.fail('no engine is needed'),
+    }),
+    bundle,
+    logger: pino({ level: process.env.DBG ?? 'silent' }),
+    signal: stop.signal,
+  })
+  return async () => {
+    stop.abort()
+    await running
+    for (const chat of chats.values()) await chat.close()
+  }
+}
+
+const folderOf = (name: StageName) => stagePrefix(name, stageKey(stageTable, name, spec))
+
+/** Contents of all stages. */
+function contentsOf(store: Store) {
+  return Promise.all(
+    stages.map(async (name) => {
+      const { items, rejects, contentHash } = await readSuccess(store, folderOf(name))
+      return { name, items, rejects, contentHash }
+    }),
+  )
+}
+
+async function spentOf({ store }: Plant, run: string) {
+  return spentBy(store, run, stages.map(folderOf))
+}
+
+/** What the store says was spent is what the simulator counted, to the token. */
+async function assertExact(plant: Plant, run: string) {
+  const { promptTokens, completionTokens, costUsd } = await spentOf(plant, run)
+  const seen = plant.counts()
+  assert.deepEqual([promptTokens, completionTokens], [seen.promptTokens, seen.completionTokens])
+  const cost = (promptTokens * 2 + completionTokens * 8) / 1e6
+  assert.ok(Math.abs(costUsd - cost) < 1e-9, `${costUsd} instead of ${cost}`)
+}
+
+/** What the run makes by online calls. */
+const online = (() => {
+  let made: ReturnType<typeof contentsOf> | undefined
+  async function make() {
+    let contents: Awaited<ReturnType<typeof contentsOf>> = []
+    await inPlant({}, async (plant) => {
+      const stop = plant.work()
+      await (await plant.start(configOf('online', 'online', { budgetUsd: 100 }))).result()
+      contents = await contentsOf(plant.store)
+      assert.equal(plant.counts().batches, 0)
+      await assertExact(plant, 'online')
+      await stop()
+    })
+    return contents
+  }
+  return () => (made ??= make())
+})()
+
+test('batches make what online calls make, each request once, exact to the token', () =>
+  inPlant({}, async (plant) => {
+    const stop = plant.work()
+    const handle = await plant.start(configOf('plain', 'batch', { budgetUsd: 100 }))
+    await handle.result()
+    assert.deepEqual(await contentsOf(plant.store), await online())
+    await assertExact(plant, 'plain')
+    assert.equal(plant.counts().duplicates, 0)
+    assert.ok(plant.counts().batches > 0)
+    await stop()
+  }))
