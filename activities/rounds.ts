@@ -33,6 +33,8 @@ export interface Counter {
   store: Store
   batches: (alias: string) => Batches
   purses: Purses
+  /** How long to wait for room in a provider's queue. */
+  fullMs: number
   signal: AbortSignal
 }
 
@@ -52,7 +54,8 @@ export function counterOf(
   operations: Operations,
   { signal }: { signal: AbortSignal },
 ): Counter {
-  if (batches) return { store, purses, signal, batches: batches(operations) }
+  const { longestPollMs: fullMs } = { ...batchDefaults, ...operations.batch }
+  if (batches) return { store, purses, signal, fullMs, batches: batches(operations) }
   throw new FspoError(
     'Config',
     'this worker has no way to batches: set the mode of models to online',
@@ -118,7 +121,7 @@ async function collect(counter: Counter, slip: Slip, batch: Batch): Promise<void
   const kept = isRefused ? undefined : await keepAnswers({ store, api, signal }, slip, batch)
   const isFirst = await noteDone(store, slip, batch.status)
   if (isFirst) await purses.settle(run, heldUsd - (kept?.costUsd ?? 0))
-  if (isRefused) throw refusal(batch, slip)
+  if (isRefused) throw refusal(batch, slip, counter.fullMs)
   if (batch.status !== 'cancelled' || slip.isCancelled || kept?.left === 0) return
   throw new FspoError(
     'BatchCancelled',
@@ -127,12 +130,15 @@ async function collect(counter: Counter, slip: Slip, batch: Batch): Promise<void
 }
 
 /** Why a provider did not begin a batch. It was not asked for the last time when there was only no room. */
-function refusal({ id, errors }: Batch, { intent: { alias } }: Slip): FspoError {
+function refusal(
+  { id, errors }: Batch,
+  { intent: { alias } }: Slip,
+  retryAfterMs: number,
+): FspoError {
   const [first] = errors?.data ?? []
   const code = first?.code ?? ''
   const why = `batch ${id} of '${alias}' was refused: ${first?.message ?? (code || 'no reason given')}`
   if (/limit_exceeded|rate_limit/.test(code)) {
-    const retryAfterMs = batchDefaults.longestPollMs
     return new FspoError('BatchQueueFull', why, { retryable: true, retryAfterMs })
   }
   return new FspoError('BatchRefused', `${why}; mend it, or set its mode to online, and run again`)

@@ -44,10 +44,19 @@ const aliases = Object.keys(defaultOperations.models)
 const stages = stageNames.filter((name) => partOf[name] === 'generate')
 let server: Server
 let bundle: string
+/** What online calls make. */
+let online: Awaited<ReturnType<typeof contentsOf>>
 
 before(async () => {
   server = await startTemporal()
   bundle = await bundleWorkflows(join(packageRoot, '.fspo', 'cache'))
+  await inPlant({}, async (plant) => {
+    plant.work()
+    await (await plant.start(configOf('online', 'online', { budgetUsd: 100 }))).result()
+    online = await contentsOf(plant.store)
+    assert.equal(plant.counts().batches, 0)
+    await assertExact(plant, 'online')
+  })
 })
 after(() => server.stop())
 
@@ -84,11 +93,17 @@ async function inPlant(
     counts: simulator.counts,
     start: async (config) =>
       (await startRun({ client: server.client, store }, config, ['generate'])).handle,
-    work: (queues = [...queueNames]) => startWorker(plant, queues),
+    work(queues = [...queueNames]) {
+      const stop = startWorker(plant, queues)
+      stops.push(stop)
+      return stop
+    },
   }
+  const stops: (() => Promise<void>)[] = []
   try {
     await act(plant)
   } finally {
+    for (const stop of stops) await stop()
     await simulator.close()
   }
 }
@@ -126,7 +141,7 @@ function startWorker(
       engine: () => assert.fail('no engine is needed'),
     }),
     bundle,
-    logger: pino({ level: process.env.DBG ?? 'silent' }),
+    logger: pino({ level: 'silent' }),
     signal: stop.signal,
   })
   return async () => {
@@ -161,32 +176,13 @@ async function assertExact(plant: Plant, run: string) {
   assert.ok(Math.abs(costUsd - cost) < 1e-9, `${costUsd} instead of ${cost}`)
 }
 
-/** What the run makes by online calls. */
-const online = (() => {
-  let made: ReturnType<typeof contentsOf> | undefined
-  async function make() {
-    let contents: Awaited<ReturnType<typeof contentsOf>> = []
-    await inPlant({}, async (plant) => {
-      const stop = plant.work()
-      await (await plant.start(configOf('online', 'online', { budgetUsd: 100 }))).result()
-      contents = await contentsOf(plant.store)
-      assert.equal(plant.counts().batches, 0)
-      await assertExact(plant, 'online')
-      await stop()
-    })
-    return contents
-  }
-  return () => (made ??= make())
-})()
-
 test('batches make what online calls make, each request once, exact to the token', () =>
   inPlant({}, async (plant) => {
-    const stop = plant.work()
+    plant.work()
     const handle = await plant.start(configOf('plain', 'batch', { budgetUsd: 100 }))
     await handle.result()
-    assert.deepEqual(await contentsOf(plant.store), await online())
+    assert.deepEqual(await contentsOf(plant.store), online)
     await assertExact(plant, 'plain')
     assert.equal(plant.counts().duplicates, 0)
     assert.ok(plant.counts().batches > 0)
-    await stop()
   }))
