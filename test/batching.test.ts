@@ -1,10 +1,9 @@
 import assert from 'node:assert/strict'
-import { mkdtempSync } from 'node:fs'
-import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, before, test } from 'node:test'
 
 import { WorkflowFailedError } from '@temporalio/client'
+import { OpenAI } from 'openai'
 import { pino } from 'pino'
 
 import { createActivities } from '../activities/index.ts'
@@ -26,7 +25,7 @@ import { startSimulator, type SimulatorOptions } from '../workers/simulator.ts'
 import { readView } from '../workers/watch.ts'
 import { queueNames, runWorker } from '../workers/worker.ts'
 import type { RunProgress } from '../workflows/messages.ts'
-import { eventually, startFspo } from './commands.ts'
+import { eventually, freshFolder, startFspo } from './commands.ts'
 import { startTemporal, type Server } from './servers.ts'
 
 const { tiny } = presets
@@ -46,6 +45,8 @@ let server: Server
 let bundle: string
 /** What online calls make. */
 let online: Awaited<ReturnType<typeof contentsOf>>
+/** By how many replies. */
+let completions: number
 
 before(async () => {
   server = await startTemporal()
@@ -54,6 +55,7 @@ before(async () => {
     plant.work()
     await (await plant.start(configOf('online', 'online', { budgetUsd: 100 }))).result()
     online = await contentsOf(plant.store)
+    completions = plant.counts().completions
     assert.equal(plant.counts().batches, 0)
     await assertExact(plant, 'online')
   })
@@ -75,7 +77,7 @@ function configOf(
 
 /** A simulator, a store and workers in this process. */
 async function inPlant(
-  options: Partial<SimulatorOptions>,
+  { folder = freshFolder(), ...options }: Partial<SimulatorOptions> & { folder?: string },
   act: (plant: Plant) => Promise<void>,
 ): Promise<void> {
   const simulator = await startSimulator({
@@ -84,7 +86,6 @@ async function inPlant(
     countDuplicates: true,
     ...options,
   })
-  const folder = mkdtempSync(join(tmpdir(), 'fspo-batching-'))
   const store = createFileStore(join(folder, 'store'))
   const plant: Plant = {
     folder,
@@ -185,4 +186,100 @@ test('batches make what online calls make, each request once, exact to the token
     await assertExact(plant, 'plain')
     assert.equal(plant.counts().duplicates, 0)
     assert.ok(plant.counts().batches > 0)
+  }))
+
+/** Resolves once so many shards of the run wait for batches. */
+function waiting(run: string, shards = 1) {
+  return eventually(async () => {
+    const view = await readView(server.client, handleOf(server.client, run)).catch(() => undefined)
+    const count = view?.stages.reduce((sum, stage) => sum + (stage.waiting ?? 0), 0) ?? 0
+    return count >= shards ? view : undefined
+  })
+}
+
+test('a worker that is killed before it hears of its batch, and one that is away, cost nothing', () => {
+  let kill: (() => void) | undefined
+  const created = () => kill?.()
+  return inPlant({ batches: { takesMs: 400, created } }, async (plant) => {
+    plant.work(['fspo', 'fspo-io'])
+    const { address } = server.target.connectionOptions
+    const { child, ended } = startFspo(plant.folder, ['worker', '--queues', 'fspo-llm'], {
+      TEMPORAL_ADDRESS: address ?? '',
+      FSPO_STORE: plant.store.url,
+      FSPO_SIMULATOR: plant.url,
+    })
+    kill = () => void child.kill('SIGKILL')
+    const handle = await plant.start(configOf('killed', 'batch', { budgetUsd: 100 }))
+    const { code } = await ended
+    kill = undefined
+    assert.equal(code, null)
+    const stop = plant.work(['fspo-llm'])
+    await waiting('killed')
+    await stop()
+    const { batches } = plant.counts()
+    assert.ok(batches > 0)
+    // The batches end while nobody is there to see it.
+    await new Promise((resolve) => setTimeout(resolve, 500))
+    plant.work(['fspo-llm'])
+    await handle.result()
+    assert.deepEqual(await contentsOf(plant.store), online)
+    assert.equal(plant.counts().duplicates, 0)
+    await assertExact(plant, 'killed')
+  })
+})
+
+test('a cancelled run cancels its batches, keeps what they had done, and goes on from there', () =>
+  inPlant({ batches: { takesMs: 8000 } }, async (plant) => {
+    const stop = plant.work()
+    const handle = await plant.start(configOf('ended', 'batch', { budgetUsd: 100, shardItems: 4 }))
+    await waiting('ended', 4)
+    await eventually(() => (plant.counts().completions > 0 ? true : undefined))
+    await handle.cancel()
+    await assert.rejects(handle.result(), WorkflowFailedError)
+    assert.equal((await handle.describe()).status.name, 'CANCELLED')
+    const client = new OpenAI({ baseURL: plant.url, apiKey: 'none' })
+    const states = new Set<string>()
+    for await (const { status } of client.batches.list()) states.add(status)
+    assert.deepEqual([...states], ['cancelled'])
+    await assertExact(plant, 'ended')
+    await stop()
+    const before = plant.counts()
+    await inPlant({ folder: plant.folder }, async (other) => {
+      other.work()
+      await (
+        await other.start(configOf('ended', 'batch', { budgetUsd: 100, shardItems: 4 }))
+      ).result()
+      const { promptTokens, completionTokens } = await spentOf(other, 'ended')
+      const after = other.counts()
+      assert.equal(promptTokens, before.promptTokens + after.promptTokens)
+      assert.equal(completionTokens, before.completionTokens + after.completionTokens)
+      assert.equal(after.completions + before.completions, completions)
+    })
+  }))
+
+test('a pause submits nothing more, and a budget that batches use up pauses the run', () =>
+  inPlant({ batches: { takesMs: 100 } }, async (plant) => {
+    plant.work()
+    const handle = await plant.start(configOf('poor', 'batch', { budgetUsd: 0.03, shardItems: 8 }))
+    await waiting('poor')
+    await handle.executeUpdate('pause')
+    const { batches } = plant.counts()
+    await new Promise((resolve) => setTimeout(resolve, 600))
+    assert.equal(plant.counts().batches, batches)
+    await handle.executeUpdate('resume')
+    const { pause } = await eventually(async () => {
+      const progress = await handle.query<RunProgress>('progress')
+      return progress.paused ? progress : undefined
+    })
+    assert.match(pause?.reason ?? '', /used up its budget of \$0\.03/)
+    await eventually(async () => {
+      const { stages: seen } = await readView(server.client, handle)
+      return seen.every(({ inFlight }) => inFlight === 0) ? true : undefined
+    })
+    const { costUsd } = await spentOf(plant, 'poor')
+    assert.ok(costUsd <= 0.03 && costUsd > 0.015, `${costUsd} spent`)
+    await handle.executeUpdate('setBudget', { args: [1] })
+    await handle.result()
+    await assertExact(plant, 'poor')
+    assert.equal(plant.counts().duplicates, 0)
   }))
