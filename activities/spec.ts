@@ -115,17 +115,22 @@ const endpointSchema = z.strictObject({
 export const operationsSchema = z.strictObject({
   models: z.record(
     z.string(), // alias
-    z.strictObject({
-      ...placeShape,
-      model: z.string(), // the name the endpoint knows
-      concurrency: positive.default(64),
-      inputUsdPerMillion: usd.default(0),
-      outputUsdPerMillion: usd.default(0),
-      timeoutMs: positive.default(60_000),
-      endpoints: z.array(endpointSchema).min(1).optional(), // of the same model, in place of one
-      prefer: z.enum(['weight', 'price']).optional(), // among several; by weight without
-      mode: z.enum(['online', 'batch']).optional(), // batch: answers within a day, at the prices above
-    }),
+    z
+      .strictObject({
+        ...placeShape,
+        model: z.string(), // the name the endpoint knows
+        concurrency: positive.default(64),
+        inputUsdPerMillion: usd.default(0),
+        outputUsdPerMillion: usd.default(0),
+        timeoutMs: positive.default(60_000),
+        endpoints: z.array(endpointSchema).min(1).optional(), // of the same model, in place of one
+        prefer: z.enum(['weight', 'price']).optional(), // among several; by weight without
+        mode: z.enum(['online', 'batch']).optional(), // batch: answers within a day, at the prices above
+      })
+      .refine(({ mode, endpoints = [] }) => mode !== 'batch' || endpoints.length <= 1, {
+        path: ['mode'],
+        message: 'Batches go to one place: name one endpoint, or another alias for each',
+      }),
   ),
   concurrency: positive.default(64), // items in flight per shard
   shardItems: positive.default(500),

@@ -47,6 +47,7 @@ test('time follows from concurrency, or from what the limits allow', () => {
   assert.ok(Math.abs(seconds({ concurrency: 50 }) - 2 * free) < 1)
   assert.ok(Math.abs(seconds({ rpm: 600 }) - 3686.4) < 1)
   assert.ok(seconds({ tpm: 100_000 }) > 3600)
+  assert.equal(seconds({ mode: 'batch' }), 86_400)
 })
 
 test('a plan names what is reused, the whole sum and a budget that will not do', async () => {

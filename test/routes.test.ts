@@ -135,4 +135,6 @@ test('a configuration names endpoints strictly, and splits them between simulato
   assert.deepEqual([place?.rpm, place?.model, place?.outputUsdPerMillion], [60, 'm', 2])
   const wrong = { models: { writer: { model: 'm', endpoints: [{ baseURL: 'https://a.test' }] } } }
   assert.equal(operationsSchema.safeParse(wrong).success, false)
+  const batched = { models: { writer: { ...writer, mode: 'batch' } } }
+  assert.match(operationsSchema.safeParse(batched).error?.message ?? '', /go to one place/)
 })

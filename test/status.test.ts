@@ -38,6 +38,12 @@ test('a rate counts no items of earlier runs, and says when the stage will be do
   assert.match(line, /^responses {4}█{12}░{8} +600\/1000 +10\/s +0 rejects +\$0\.00 +40 s left$/)
 })
 
+test('shards that wait for batches are named below the stages', () => {
+  const lines = describeView(viewOf([atWork({ waiting: 12 }), atWork({ waiting: 0 })]))
+  assert.deepEqual(lines.slice(2, 3), ['waiting      12 shards of responses for batches'])
+  assert.ok(!lines.slice(3).join('').includes('batches'))
+})
+
 test('whoever watches sees the rate of the last half minute', () => {
   let now = 0
   const meter = createMeter(() => now)

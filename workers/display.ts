@@ -67,6 +67,7 @@ function createLines(stream: NodeJS.WriteStream, now: () => number): Display {
       for (const stage of [...over, ...running]) {
         spokeAt = now()
         stream.write(`${line(stage, paces.get(stage))}\n`)
+        if (stage.waiting) stream.write(`${waitOf(stage)}\n`)
       }
     },
     say: (text) => void stream.write(`${text}\n`),
@@ -102,9 +103,15 @@ export function describeView(
       line(stage, meter(stage), width < wideLine ? narrowBar : wideBar),
     ),
     ...(isLong ? [`${''.padEnd(13)}${made} stages made, ${waiting} waiting`] : []),
+    ...stages.flatMap((stage) => (stage.waiting ? [waitOf(stage)] : [])),
     `${view.state.padEnd(12)} ${sums.join(', ')}`,
     ...(pause ? [`paused: ${pause.reason}; go on with \`fspo resume ${run}\``] : []),
   ]
+}
+
+/** What waits while nothing is at work. */
+function waitOf({ stage, waiting = 0 }: StageView): string {
+  return `${'waiting'.padEnd(12)} ${waiting} ${waiting === 1 ? 'shard' : 'shards'} of ${stage} for batches`
 }
 
 /** A number as a person says it: 940, 12.3k, 4.56M. */

@@ -32,9 +32,10 @@ interface Demand {
 /** What the estimates rest on, to be shown beside them. */
 export const assumptions =
   'tokens: 4 characters each, replies of usual length; time: 0.5 s and 20 ms per token of a reply ' +
-  '(simulator: 20 ms), or what rpm and tpm allow; engines and repeats not counted'
+  '(simulator: 20 ms), or what rpm and tpm allow; batches: a day; engines and repeats not counted'
 
 const charactersPerToken = 4
+const batchSeconds = 86_400 // until a batch expires; most end within an hour
 const usual = { persona: 50, question: 10, sentence: 20, word: 1 } // tokens
 const usualShare = 0.6 // of the most that a review may have
 const insufficientShare = 0.3 // of refinement's checks: about as many personas omit a taste
@@ -143,7 +144,10 @@ function estimate({ alias, calls, prompt, reply }: Demand, operations: Operation
     completionTokens: calls * reply,
     usd: calls * usd,
     seconds:
-      calls / places.reduce((sum, place) => sum + rateOf(place, { prompt, reply }, operations), 0),
+      model?.mode === 'batch'
+        ? batchSeconds
+        : calls /
+          places.reduce((sum, place) => sum + rateOf(place, { prompt, reply }, operations), 0),
   }
 }
 

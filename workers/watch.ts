@@ -127,12 +127,19 @@ async function readAtWork(client: Client, workflowId: string): Promise<StageView
     ...current,
     shardsDone: current.shardsDone + sum(partitions, 'shardsDone'),
     itemsKept: current.itemsKept + sum(partitions, 'itemsKept'),
+    ...waitOf([current, ...partitions]),
     inFlight: work.length + sum(partitions, 'inFlight'),
     done: engine ? engine.done : current.itemsDone + sum(beats, 'done') + sum(partitions, 'done'),
     total: engine ? engine.total : isEngine ? 0 : current.items,
   }
   for (const field of spentFields) view[field] += sum(beats, field) + sum(partitions, field)
   return view
+}
+
+/** Shards that wait for batches, where any ever did. */
+function waitOf(all: Pick<StageProgress, 'waiting'>[]): Pick<StageView, 'waiting'> {
+  const known = all.flatMap(({ waiting }) => (waiting === undefined ? [] : [waiting]))
+  return known.length === 0 ? {} : { waiting: known.reduce((total, one) => total + one) }
 }
 
 /** The view of a stage that nobody has begun. */
