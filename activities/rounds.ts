@@ -12,6 +12,7 @@ import {
   countLives,
   endLife,
   ensureCreated,
+  heldBy,
   keepAnswers,
   noteCancel,
   noteDone,
@@ -21,6 +22,7 @@ import {
   type Slip,
 } from './slips.ts'
 import { batchDefaults, isBatched, type Operations } from './spec.ts'
+import { stageNames } from './stage.ts'
 import type { Dependencies, Run } from './runs.ts'
 
 /** A shard that goes on when the batches it submitted have ended. */
@@ -33,8 +35,8 @@ export interface Counter {
   store: Store
   batches: (alias: string) => Batches
   purses: Purses
-  /** How long to wait for room in a provider's queue. */
-  fullMs: number
+  /** How long to wait for money that others hold, and for room in a provider's queue. */
+  delays: { pollMs: number; longestPollMs: number }
   signal: AbortSignal
 }
 
@@ -54,8 +56,8 @@ export function counterOf(
   operations: Operations,
   { signal }: { signal: AbortSignal },
 ): Counter {
-  const { longestPollMs: fullMs } = { ...batchDefaults, ...operations.batch }
-  if (batches) return { store, purses, signal, fullMs, batches: batches(operations) }
+  const delays = { ...batchDefaults, ...operations.batch }
+  if (batches) return { store, purses, signal, delays, batches: batches(operations) }
   throw new FspoError(
     'Config',
     'this worker has no way to batches: set the mode of models to online',
@@ -121,7 +123,7 @@ async function collect(counter: Counter, slip: Slip, batch: Batch): Promise<void
   const kept = isRefused ? undefined : await keepAnswers({ store, api, signal }, slip, batch)
   const isFirst = await noteDone(store, slip, batch.status)
   if (isFirst) await purses.settle(run, heldUsd - (kept?.costUsd ?? 0))
-  if (isRefused) throw refusal(batch, slip, counter.fullMs)
+  if (isRefused) throw refusal(batch, slip, counter.delays.longestPollMs)
   if (batch.status !== 'cancelled' || slip.isCancelled || kept?.left === 0) return
   throw new FspoError(
     'BatchCancelled',
@@ -153,12 +155,24 @@ async function submit(round: Round, wants: Map<string, ChatRequest>): Promise<nu
       await submitPart(round, part)
     } catch (error) {
       const isPoor = error instanceof FspoError && error.type === 'BudgetReached'
-      if (isPoor && batches > 0) return batches // the others when these have told what they cost
-      throw error
+      if (!isPoor) throw error
+      if (batches > 0) return batches // the others when these have told what they cost
+      throw (await isHeld(round)) ? held(error, round) : error
     }
     batches++
   }
   return batches
+}
+
+/** Whether batches of the run may give back money when they end. */
+async function isHeld({ store, run }: Round): Promise<boolean> {
+  const names = stageNames.filter((name) => run.stage(name).kind === 'items')
+  return (await heldBy(store, run.config.run, names.map(run.prefix))) > 0
+}
+
+function held({ message }: FspoError, { delays: { pollMs } }: Round): FspoError {
+  const why = `${message}; batches on their way may leave some of it`
+  return new FspoError('BudgetHeld', why, { retryable: true, retryAfterMs: pollMs })
 }
 
 interface Part {

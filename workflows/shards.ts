@@ -8,23 +8,18 @@ import {
 import type { BatchWait, ShardSummary } from '../activities/index.ts'
 import { cancelBatches, createWaits, type Waits } from './batches.ts'
 import { causeOf, finalFailure, pauseOf } from './failures.ts'
-import type { Pause } from './messages.ts'
 import { engines, shards } from './policies.ts'
 import type { StageRun } from './stage.ts'
 
 /** 600 shards of 6 events stay under the 4,096 at which the server asks for a new history. */
 export const maxShards = 600
 
-/** The shards of a stage on their way. */
+/** How many shards of a stage are on their way. */
 interface Line {
-  /** Still to be started. */
-  queue: number[]
-  /** Stopped for want of money that batches may give back when they end. */
-  poor: number[]
   /** With an activity at work. */
   inFlight: number
-  /** Submitted, and waiting for batches or for room to go on. */
-  parked: Set<number>
+  /** Waiting for batches. */
+  parked: number
   waits: Waits
 }
 
@@ -34,9 +29,8 @@ interface Line {
  */
 export async function runShards(stageRun: StageRun): Promise<void> {
   const { input, plan, isPaused, window } = stageRun
-  const waits = createWaits(stageRun)
-  const line: Line = { queue: [...plan.missing], poor: [], inFlight: 0, parked: new Set(), waits }
-  const { queue, parked } = line
+  const line: Line = { inFlight: 0, parked: 0, waits: createWaits(stageRun) }
+  const queue = [...plan.missing]
   const failures: string[] = []
   const settled: Promise<void>[] = []
   const unfinished = new Set<number>()
@@ -46,25 +40,22 @@ export async function runShards(stageRun: StageRun): Promise<void> {
 
   async function runOne(shard: number): Promise<void> {
     unfinished.add(shard)
-    let pause: Pause | undefined
     try {
       count(stageRun, await makeShard(stageRun, line, shard))
       unfinished.delete(shard)
     } catch (error) {
       isCancelled ||= isCancellation(error)
-      pause = pauseOf(error)
-      if (!pause) failures.push(`shard ${shard}: ${causeOf(error)}`)
-      else if (!plan.batch) {
+      const pause = pauseOf(error)
+      if (pause) {
         queue.push(shard)
         await stageRun.askPause(pause)
-      }
+      } else failures.push(`shard ${shard}: ${causeOf(error)}`)
     } finally {
       line.inFlight--
     }
-    if (plan.batch) await share(stageRun, line, pause && { shard, pause })
   }
 
-  const isOver = () => queue.length === 0 && line.inFlight + parked.size === 0
+  const isOver = () => queue.length === 0 && line.inFlight + line.parked === 0
   const hasRoom = () => queue.length > 0 && !isPaused() && line.inFlight < window()
   try {
     for (;;) {
@@ -88,43 +79,20 @@ export async function runShards(stageRun: StageRun): Promise<void> {
 
 /** Round after round, where models answer in batches: a shard that waits for one leaves its place to others. */
 async function makeShard(stageRun: StageRun, line: Line, shard: number): Promise<ShardSummary> {
-  const { isPaused, window } = stageRun
   for (let round = 1; ; round++) {
     const made = await startShard(stageRun, shard, round)
     if (!('batches' in made)) return made
-    wake(line)
     line.inFlight--
-    line.parked.add(shard)
+    line.parked++
     try {
       await line.waits.until(shard)
-      await condition(() => !isPaused() && line.inFlight < window())
+      // Whether there is room or not: it may bring back money that those at work wait for.
+      await condition(() => !stageRun.isPaused())
     } finally {
-      line.parked.delete(shard)
+      line.parked--
       line.inFlight++
     }
   }
-}
-
-/**
- * Who has no money waits for what batches on their way leave of theirs; when none is, the run pauses.
- * @param stopped the shard that has ended, if it did so for want of money
- */
-async function share(
-  { askPause }: StageRun,
-  line: Line,
-  stopped: { shard: number; pause: Pause } | undefined,
-): Promise<void> {
-  const { queue, poor, inFlight, parked } = line
-  if (stopped) poor.push(stopped.shard)
-  if (!stopped) return wake(line)
-  if (inFlight + parked.size > 0) return
-  queue.push(...poor.splice(0))
-  await askPause(stopped.pause)
-}
-
-/** One more tries its luck: what has ended may have left money, what was submitted not have taken all. */
-function wake({ queue, poor }: Line) {
-  queue.push(...poor.splice(0, 1))
 }
 
 function startShard(
