@@ -2,7 +2,7 @@ import { systemClock } from '../infra/clock.ts'
 import { shardPrefix } from '../infra/shards.ts'
 import type { Making } from './making.ts'
 import { openSame, type StageRef } from './planning.ts'
-import { cancelShard, counterOf, isReady } from './rounds.ts'
+import { cancelShard, collectEnded, counterOf } from './rounds.ts'
 
 /** Some shards of a stage. */
 export interface ShardsRef extends StageRef {
@@ -13,7 +13,7 @@ const shardsAtOnce = 16
 const lookMs = 250
 const mostLooks = 400 // at the end of what was cancelled, of all shards together: a provider may take minutes
 
-/** Which of these shards have no batches any more that go on. */
+/** Which of these shards have no batches any more that go on; collects what those that have ended say. */
 export async function checkShards(
   making: Making,
   ref: ShardsRef,
@@ -22,7 +22,7 @@ export async function checkShards(
   const { counter, prefixOf } = await openCounter(making, ref, hooks)
   const ready: number[] = []
   for (const some of groupsOf(ref.shards)) {
-    const found = await Promise.all(some.map((shard) => isReady(counter, prefixOf(shard))))
+    const found = await Promise.all(some.map((shard) => collectEnded(counter, prefixOf(shard))))
     ready.push(...some.filter((_, at) => found[at]))
   }
   return ready

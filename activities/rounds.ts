@@ -1,3 +1,4 @@
+import { systemClock } from '../infra/clock.ts'
 import { hasEnded, newName, type Batch, type Batches } from '../infra/batches.ts'
 import { FspoError } from '../infra/errors.ts'
 import { findManifest, type Summary } from '../infra/manifests.ts'
@@ -29,6 +30,8 @@ import type { Dependencies, Run } from './runs.ts'
 export interface BatchWait {
   batches: number
 }
+
+const notingMs = 1_500
 
 /** What a shard's batches are submitted, watched and collected with. */
 export interface Counter {
@@ -154,10 +157,9 @@ async function submit(round: Round, wants: Map<string, ChatRequest>): Promise<nu
     try {
       await submitPart(round, part)
     } catch (error) {
-      const isPoor = error instanceof FspoError && error.type === 'BudgetReached'
-      if (!isPoor) throw error
-      if (batches > 0) return batches // the others when these have told what they cost
-      throw (await isHeld(round)) ? held(error, round) : error
+      const isPoor = error instanceof FspoError && /^Budget(Reached|Held)$/.test(error.type)
+      if (isPoor && batches > 0) return batches // the others when these have told what they cost
+      throw error
     }
     batches++
   }
@@ -170,9 +172,22 @@ async function isHeld({ store, run }: Round): Promise<boolean> {
   return (await heldBy(store, run.config.run, names.map(run.prefix))) > 0
 }
 
-function held({ message }: FspoError, { delays: { pollMs } }: Round): FspoError {
-  const why = `${message}; batches on their way may leave some of it`
-  return new FspoError('BudgetHeld', why, { retryable: true, retryAfterMs: pollMs })
+/** Money for a batch. @throws FspoError 'BudgetHeld' when others may give some back, else 'BudgetReached' */
+async function afford(
+  round: Round,
+  amount: { least: number; most: number },
+): Promise<number | undefined> {
+  const { purses, run, signal, delays } = round
+  try {
+    return await purses.claim(run, amount)
+  } catch (error) {
+    if (!(error instanceof FspoError) || error.type !== 'BudgetReached') throw error
+    // What another shard has claimed at this moment it has noted at the next.
+    await systemClock.sleep(notingMs, signal)
+    if (!(await isHeld(round))) return purses.claim(run, amount)
+    const why = `${error.message}; batches on their way may leave some of it`
+    throw new FspoError('BudgetHeld', why, { retryable: true, retryAfterMs: delays.pollMs })
+  }
 }
 
 interface Part {
@@ -206,7 +221,7 @@ async function submitPart(round: Round, { alias, requests }: Part): Promise<void
   const { store, prefix, run, purses, signal } = round
   const least = Math.min(...requests.map(({ usd }) => usd))
   const most = requests.reduce((sum, { usd }) => sum + usd, 0)
-  const heldUsd = await purses.claim(run, { least, most })
+  const heldUsd = await afford(round, { least, most })
   const chosen = heldUsd === undefined ? requests : affordable(requests, heldUsd)
   const lines = new TextEncoder().encode(chosen.map(({ line }) => line).join(''))
   const intent = { name: newName(), run: run.config.run, alias, requests: chosen.length }
@@ -230,13 +245,19 @@ function affordable(requests: Part['requests'], heldUsd: number): Part['requests
     })
 }
 
-/** Whether a shard has something to do: all its batches have ended, or some are only intended. */
-export async function isReady(counter: Counter, prefix: string): Promise<boolean> {
-  for (const { intent, batch } of await readSlips(counter.store, prefix)) {
-    if (batch === undefined) return true
-    if (!hasEnded(await counter.batches(intent.alias).look(batch, counter.signal))) return false
+/**
+ * Collects what has ended well of a shard's batches, so that what they did not need can be spent; whether none
+ * goes on. What a round must decide, or say, is left to the next one.
+ */
+export async function collectEnded(counter: Counter, prefix: string): Promise<boolean> {
+  let isReady = true
+  for (const slip of await readSlips(counter.store, prefix)) {
+    if (slip.batch === undefined) continue
+    const batch = await counter.batches(slip.intent.alias).look(slip.batch, counter.signal)
+    if (!hasEnded(batch)) isReady = false
+    else if (/^(completed|expired)$/.test(batch.status)) await collect(counter, slip, batch)
   }
-  return true
+  return isReady
 }
 
 /** Cancels a shard's batches; those whose end is seen within the time are collected. */

@@ -1,4 +1,4 @@
-import { CancellationScope, condition, sleep } from '@temporalio/workflow'
+import { CancellationScope, sleep } from '@temporalio/workflow'
 
 import { shards as activities } from './policies.ts'
 import type { StageRun } from './stage.ts'
@@ -16,9 +16,9 @@ interface Waiter {
 
 /**
  * One watch over the batches of a stage, however many shards wait: a timer, then a look, the longer apart the
- * longer none has ended. Nothing is looked at while the run is paused.
+ * longer none has ended. A pause does not end it: what is paid is collected.
  */
-export function createWaits({ input, plan, progress, isPaused, show }: StageRun): Waits {
+export function createWaits({ input, plan, progress, show }: StageRun): Waits {
   const { run, stage } = input
   const { key, queue: taskQueue, batch } = plan
   const waiting = new Map<number, Waiter>()
@@ -29,7 +29,6 @@ export function createWaits({ input, plan, progress, isPaused, show }: StageRun)
   async function watch(): Promise<void> {
     while (waiting.size > 0) {
       await sleep(pauseMs, { summary: `${waiting.size} shards wait for batches` })
-      await condition(() => !isPaused())
       pauseMs = Math.min(2 * pauseMs, longestPollMs)
       const options = { taskQueue, activityId: `look-${++looks}`, summary: `batches of ${stage}` }
       const shards = [...waiting.keys()]
