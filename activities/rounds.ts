@@ -11,6 +11,7 @@ import { createReplay } from './replay.ts'
 import { runShard, type ShardOptions } from './shard.ts'
 import {
   countLives,
+  countSlips,
   endLife,
   ensureCreated,
   heldBy,
@@ -78,6 +79,7 @@ export async function makeRound(
 ): Promise<Summary | BatchWait> {
   const { store, prefix, run, signal } = round
   if (await findManifest(store, prefix)) return runShard(options)
+  const known = await countSlips(store, prefix)
   const open = await advance(round, await readSlips(store, prefix))
   if (open > 0) return { batches: open }
   const replay = createReplay({
@@ -92,7 +94,7 @@ export async function makeRound(
     return await runShard({ ...others, process, pasts: replay.pasts })
   } catch (error) {
     if (error instanceof FspoError && error.type === 'Suspended') {
-      return { batches: await submit(round, replay.wants) }
+      return { batches: await submit({ ...round, known }, replay.wants) }
     }
     if (isFinal(error) && !signal.aborted) await endLife(store, prefix)
     throw error
@@ -126,7 +128,7 @@ async function collect(counter: Counter, slip: Slip, batch: Batch): Promise<void
   const kept = isRefused ? undefined : await keepAnswers({ store, api, signal }, slip, batch)
   const isFirst = await noteDone(store, slip, batch.status)
   if (isFirst) await purses.settle(run, heldUsd - (kept?.costUsd ?? 0))
-  if (isRefused) throw refusal(batch, slip, counter.delays.longestPollMs)
+  if (isRefused && !slip.isCancelled) throw refusal(batch, slip, counter.delays.longestPollMs)
   if (batch.status !== 'cancelled' || slip.isCancelled || kept?.left === 0) return
   throw new FspoError(
     'BatchCancelled',
@@ -149,13 +151,16 @@ function refusal(
   return new FspoError('BatchRefused', `${why}; mend it, or set its mode to online, and run again`)
 }
 
+/** A round, and how many batches its shard had when it looked: another that submits meanwhile is noticed. */
+type Known = Round & { known: number }
+
 /** Submits requests in as many batches as limits and models ask for; returns how many. */
-async function submit(round: Round, wants: Map<string, ChatRequest>): Promise<number> {
+async function submit(round: Known, wants: Map<string, ChatRequest>): Promise<number> {
   let batches = 0
   for (const part of partsOf(round, wants)) {
     round.signal.throwIfAborted()
     try {
-      await submitPart(round, part)
+      await submitPart({ ...round, known: round.known + batches }, part)
     } catch (error) {
       const isPoor = error instanceof FspoError && /^Budget(Reached|Held)$/.test(error.type)
       if (isPoor && batches > 0) return batches // the others when these have told what they cost
@@ -217,14 +222,15 @@ function partsOf(round: Round, wants: Map<string, ChatRequest>): Part[] {
 }
 
 /** Submits one batch, of as many requests as the budget has room for. */
-async function submitPart(round: Round, { alias, requests }: Part): Promise<void> {
+async function submitPart(round: Known, { alias, requests }: Part): Promise<void> {
   const { store, prefix, run, purses, signal } = round
   const least = Math.min(...requests.map(({ usd }) => usd))
   const most = requests.reduce((sum, { usd }) => sum + usd, 0)
   const heldUsd = await afford(round, { least, most })
   const chosen = heldUsd === undefined ? requests : affordable(requests, heldUsd)
   const lines = new TextEncoder().encode(chosen.map(({ line }) => line).join(''))
-  const intent = { name: newName(), run: run.config.run, alias, requests: chosen.length }
+  const number = round.known + 1
+  const intent = { name: newName(), number, run: run.config.run, alias, requests: chosen.length }
   const slip = await writeIntent(store, prefix, { ...intent, heldUsd: heldUsd ?? 0, lines }).catch(
     async (error: unknown) => {
       await purses.settle(run.config.run, heldUsd ?? 0)
@@ -278,7 +284,10 @@ export async function cancelShard(
       continue
     }
     let batch = await api.look(id, signal)
-    if (!hasEnded(batch)) batch = await api.cancel(id, signal)
+    if (!hasEnded(batch) && batch.status !== 'cancelling') {
+      // It may have ended between the look and this.
+      batch = await api.cancel(id, signal).catch(() => api.look(id, signal))
+    }
     while (!hasEnded(batch) && (await wait())) batch = await api.look(id, signal)
     if (hasEnded(batch)) await collect(counter, { ...slip, batch: id, isCancelled: true }, batch)
   }

@@ -77,17 +77,21 @@ async function readCreated(store: Store, key: string): Promise<string> {
   return createdSchema.parse(await readJson(store, `${key}-created.json`)).batch
 }
 
+/** How many batches a shard has had; whoever submits another says which one it is, as far as he has seen. */
+export async function countSlips(store: Store, prefix: string): Promise<number> {
+  const keys = await store.list(`${prefix}/batch-`)
+  return keys.filter((key) => key.endsWith('-intent.json')).length
+}
+
 /** Notes that a batch is about to be asked for. @throws FspoError 'Superseded' when another attempt was faster */
 export async function writeIntent(
   store: Store,
   prefix: string,
-  { lines, ...intent }: Omit<Intent, 'v' | 'file'> & { lines: Uint8Array },
+  { number, lines, ...intent }: Omit<Intent, 'v' | 'file'> & { number: number; lines: Uint8Array },
 ): Promise<Slip> {
   const file = `batch-requests-${sha256(lines).slice(0, 12)}.jsonl`
   await store.put(`${prefix}/${file}`, lines)
-  const keys = await store.list(`${prefix}/batch-`)
-  const count = keys.filter((key) => key.endsWith('-intent.json')).length
-  const key = `${prefix}/batch-${String(count + 1).padStart(6, '0')}`
+  const key = `${prefix}/batch-${String(number).padStart(6, '0')}`
   const noted: Intent = { v: 1, ...intent, file }
   if (await once(store, `${key}-intent.json`, noted)) {
     return { key, intent: noted, batch: undefined, isCancelled: false }

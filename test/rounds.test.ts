@@ -257,3 +257,20 @@ test('a batch that somebody else cancelled, or that is refused, stops the shard 
     assert.equal((await finish(opened, ref)).contentHash, calm)
     assert.equal(plant.simulator.counts().duplicates, 0)
   }))
+
+test('two attempts at once submit the same requests once', () =>
+  inPlant({ batches: { takesMs: 50 } }, async (plant) => {
+    const attempts = await Promise.all([open(plant), open(plant), open(plant)])
+    const ref = await attempts[0].begin()
+    const ends = await Promise.allSettled(
+      attempts.map(({ making }) => makeShard(making, ref, hooks)),
+    )
+    for (const end of ends) {
+      if (end.status === 'rejected') assert.equal(end.reason.type, 'Superseded', end.reason.message)
+    }
+    assert.equal((await finish(attempts[1], ref)).contentHash, calm)
+    assert.deepEqual(
+      [plant.simulator.counts().batches, plant.simulator.counts().duplicates],
+      [1, 0],
+    )
+  }))
