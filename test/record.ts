@@ -6,6 +6,7 @@ import { historyToJSON } from '@temporalio/common/lib/proto-utils.js'
 import { startRun } from '../workers/runs.ts'
 import { applySchedule, backfillNights, describeSchedule } from '../workers/schedules.ts'
 import { eventually } from './commands.ts'
+import { configOf, inMill } from './mill.ts'
 import { startTemporal, startWorkers } from './servers.ts'
 import { createToys, toyConfig } from './toys.ts'
 
@@ -57,6 +58,14 @@ await eventually(async () => {
   return nights.length === 1 ? true : undefined
 })
 
+await workers.stop()
+
+// A stage whose shards wait for batches, twice each.
+await inMill(server, { batches: { takesMs: 300 } }, async (mill) => {
+  mill.work()
+  await (await mill.start(configOf('golden-batches', 'batch', { shardItems: 4 }))).result()
+})
+
 const ids = {
   pipeline: 'fspo/golden',
   generate: 'fspo/golden/generate',
@@ -65,6 +74,7 @@ const ids = {
   partition: 'fspo/golden/personas/p002',
   items: 'fspo/golden/responses/p000',
   engine: 'fspo/golden/fspo/p000',
+  batches: 'fspo/golden-batches/refinements/p000',
   nightly: `fspo-night/golden-${date}T02:30:00Z`,
 }
 for (const [name, id] of Object.entries(ids)) {
@@ -76,5 +86,4 @@ for (const [name, id] of Object.entries(ids)) {
   const json = JSON.stringify(JSON.parse(historyToJSON(history), scrub))
   writeFileSync(`${folder}${name}-${version}.json`, `${json}\n`)
 }
-await workers.stop()
 await server.stop()

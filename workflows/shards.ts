@@ -68,7 +68,9 @@ export async function runShards(stageRun: StageRun): Promise<void> {
   } finally {
     await Promise.all(settled)
     const isEnded = isCancelled || CancellationScope.current().consideredCancelled
-    if (plan.batch && isEnded) await cancelBatches(stageRun, [...unfinished])
+    if (plan.batch && isEnded && unfinished.size > 0) {
+      await cancelBatches(stageRun, [...unfinished])
+    }
   }
   if (isCancelled) throw new CancelledFailure(`stage ${input.stage} was cancelled`)
   if (failures.length > 0) {
