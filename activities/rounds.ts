@@ -77,7 +77,7 @@ export async function makeRound(
   round: Round,
   options: ShardOptions<unknown, unknown>,
 ): Promise<Summary | BatchWait> {
-  const { store, prefix, run, signal } = round
+  const { store, prefix, run } = round
   if (await findManifest(store, prefix)) return runShard(options)
   const known = await countSlips(store, prefix)
   const open = await advance(round, await readSlips(store, prefix))
@@ -96,13 +96,15 @@ export async function makeRound(
     if (error instanceof FspoError && error.type === 'Suspended') {
       return { batches: await submit({ ...round, known }, replay.wants) }
     }
-    if (isFinal(error) && !signal.aborted) await endLife(store, prefix)
+    if (isAnswered(error)) await endLife(store, prefix)
     throw error
   }
 }
 
-function isFinal(error: unknown): boolean {
-  return error instanceof FspoError && !error.retryable && error.type !== 'BudgetReached'
+/** Whether a shard is given up for what models said: that will not change, so it must be asked anew. */
+function isAnswered(error: unknown): boolean {
+  if (!(error instanceof FspoError) || error.retryable) return false
+  return /^(TooManyRejects|Auth|ModelNotFound|RateLimited|Endpoint)$/.test(error.type)
 }
 
 /** Creates what is only intended and collects what has ended; returns how many batches go on. */

@@ -124,7 +124,7 @@ test('a worker that is killed before it hears of its batch, and one that is away
 })
 
 test('a cancelled run cancels its batches, keeps what they had done, and goes on from there', () =>
-  inMill(server, { batches: { takesMs: 8000 } }, async (mill) => {
+  inMill(server, { batches: { takesMs: 5000 } }, async (mill) => {
     const stop = mill.work()
     const handle = await mill.start(configOf('ended', 'batch', { spec: shortSpec, shardItems: 4 }))
     await waiting('ended', 4)
