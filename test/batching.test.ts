@@ -153,7 +153,7 @@ test('a pause submits nothing more, and a budget that batches use up pauses the 
   inMill(server, { batches: { takesMs: 100 } }, async (mill) => {
     mill.work()
     const handle = await mill.start(
-      configOf('poor', 'batch', { spec: shortSpec, budgetUsd: 0.01, shardItems: 8 }),
+      configOf('poor', 'batch', { spec: shortSpec, budgetUsd: 0.013, shardItems: 24 }),
     )
     await waiting('poor')
     await handle.executeUpdate('pause')
@@ -165,13 +165,13 @@ test('a pause submits nothing more, and a budget that batches use up pauses the 
       const progress = await handle.query<RunProgress>('progress')
       return progress.paused ? progress : undefined
     })
-    assert.match(pause?.reason ?? '', /used up its budget of \$0\.01/)
+    assert.match(pause?.reason ?? '', /used up its budget of \$0\.013/)
     await eventually(async () => {
       const { stages: seen } = await readView(server.client, handle)
       return seen.every(({ inFlight }) => inFlight === 0) ? true : undefined
     })
     const { costUsd } = await spentOf(mill, 'poor')
-    assert.ok(costUsd <= 0.01 && costUsd > 0.005, `${costUsd} spent`)
+    assert.ok(costUsd <= 0.013 && costUsd > 0.0065, `${costUsd} spent`)
     await handle.executeUpdate('setBudget', { args: [1] })
     await handle.result()
     await assertExact(mill, 'poor')
