@@ -20,6 +20,9 @@ export const architectureSchema = z.strictObject({
   context: positive, // max_position_embeddings
 })
 
+/** After memory ran out: micro-batches of half the size. It changes results by rounding only. */
+const halved = z.boolean().default(false)
+
 const optimizerShape = {
   steps: positive,
   learningRate: z.number().positive(),
@@ -28,6 +31,7 @@ const optimizerShape = {
   clip: z.number().positive().default(1),
   seed: z.int().nonnegative(),
   saveEvery: positive.default(1000), // steps between checkpoints
+  saveSeconds: z.number().positive().default(300), // … but no longer than this, so that a crash loses little
   maxTokens: positive, // longest prefix+query+answer; longer rows are dropped and counted
   maxDroppedShare: z.number().min(0).max(1).default(0.05), // more than this is an error
 }
@@ -74,6 +78,10 @@ export const trainSpecSchema = z.strictObject({
   evalEvery: positive.default(100),
   batch: positive, // lm: documents per step; others: groups per step
   out: path, // the finished checkpoint folder; `<out>.work/step-000100` holds the resumable ones
+  // What decides the result, as the asker names it: checkpoints of another recipe are not resumed. Default: a
+  // hash of this spec, paths included, so that only this machine can go on.
+  recipe: z.string().min(1).optional(),
+  halved,
   ...optimizerShape,
 })
 export type TrainSpec = z.infer<typeof trainSpecSchema>
@@ -86,6 +94,7 @@ export const sampleSpecSchema = z.strictObject({
   data: z.array(path).min(1),
   out: path,
   draws: positive.default(1),
+  halved,
   temperature: z.number().nonnegative(), // 0 is greedy
   topP: z.number().positive().max(1).default(1),
   maxNewTokens: positive,
@@ -101,6 +110,7 @@ export const scoreSpecSchema = z.strictObject({
   data: z.array(path).min(1),
   out: path,
   shared: z.boolean().default(true),
+  halved,
 })
 export type ScoreSpec = z.infer<typeof scoreSpecSchema>
 
@@ -147,6 +157,7 @@ export const engineEventSchema = z.discriminatedUnion('event', [
     done: z.int().nonnegative(),
     total: z.int().nonnegative(),
   }),
+  // A resumable checkpoint stands at `path`, which later ones replace: link it, or copy it at once.
   z.strictObject({ event: z.literal('ckpt'), step: z.int().nonnegative(), path }),
   z.strictObject({ event: z.literal('preempted'), step: z.int().nonnegative() }),
   z.strictObject({

@@ -2,10 +2,12 @@ import { activityInfo, ApplicationFailure, Context, CancelledFailure } from '@te
 
 import { FspoError } from '../infra/errors.ts'
 import type { Summary } from '../infra/manifests.ts'
+import { watchSilence } from '../infra/silence.ts'
 import { cancelShards, checkShards, type ShardsRef } from './batches.ts'
 import { createPurses } from './budget.ts'
 import type { EngineEvent } from './contract.ts'
-import { makeShard, makeWithEngine, type ShardRef } from './making.ts'
+import { makeWithEngine, type EngineHooks } from './engines.ts'
+import { makeShard, type ShardRef } from './making.ts'
 import {
   planRun,
   planStage,
@@ -40,7 +42,7 @@ export type { Summary as ShardSummary } from '../infra/manifests.ts'
 export type Activities = ReturnType<typeof createActivities>
 
 const beatMs = 2_000
-const engineSilenceMs = 600_000 // an engine that says nothing for this long hangs
+const silenceMs = 600_000 // an engine that hangs is ended before that; else the server must hear of it
 const defectAttempts = 3
 const idleAttempts = 3
 
@@ -177,16 +179,16 @@ function frozen(since: number): FspoError {
 async function runEngine(
   beat: Beat,
   hear: (event: EngineEvent) => void,
-  make: (hooks: { signal: AbortSignal; onEvent: (event: EngineEvent) => void }) => Promise<Summary>,
+  make: (hooks: EngineHooks) => Promise<Summary>,
 ): Promise<Summary> {
   const { heartbeatDetails } = activityInfo()
   const idle = heartbeatDetails?.v === 1 ? Number(heartbeatDetails.idle) : 0
-  let eventAt = performance.now()
+  const silence = watchSilence({ silenceMs })
   let hasMoved = false
-  beat.isAlive(() => performance.now() - eventAt < engineSilenceMs)
+  beat.isAlive(() => silence.silentMs() === undefined)
 
   function onEvent(event: EngineEvent) {
-    eventAt = performance.now()
+    silence.heard(event.event)
     hear(event)
     if (event.event === 'step') move(event.step, event.totalSteps)
     if (event.event === 'progress') move(event.done, event.total)
@@ -205,6 +207,8 @@ async function runEngine(
     beat.set({ v: 1, done: 0, total: 0, idle: idle + 1 })
     if (idle + 1 < idleAttempts) throw error
     throw new FspoError(error.type, `${error.message} (${idle + 1} times without a step)`)
+  } finally {
+    silence.end()
   }
 }
 

@@ -1,6 +1,14 @@
 import { spawn, type ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
-import { appendFileSync, closeSync, openSync, readFileSync, writeFileSync } from 'node:fs'
+import {
+  appendFileSync,
+  closeSync,
+  fstatSync,
+  openSync,
+  readFileSync,
+  readSync,
+  writeFileSync,
+} from 'node:fs'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 
@@ -8,7 +16,9 @@ import type { z } from 'zod'
 
 import { FspoError } from './errors.ts'
 import { ensureFolder } from './files.ts'
-import { endProcesses, startOf, type ProcessMark } from './processes.ts'
+import { createLeases } from './leases.ts'
+import { countMemoryKills, endProcesses, startOf, type ProcessMark } from './processes.ts'
+import { watchSilence } from './silence.ts'
 
 /** What every event has; the rest is the contract between the engine and who asked. */
 export interface EngineEventLike {
@@ -29,62 +39,107 @@ export interface EngineRun<Event> {
 export interface Engine<Event> {
   /**
    * Runs one spec to its `done` event.
-   * @throws FspoError with the engine's error class, 'EngineExit' (retryable) when it died, or the abort reason
+   * @throws FspoError with the engine's error class, 'OutOfMemory' when the system killed it for memory,
+   * 'EngineHung' and 'EngineExit' (both retryable) when it said nothing or died, or the abort reason
    */
   run(spec: unknown, options: EngineRun<Event>): Promise<void>
+  /** Ends what an earlier run left at work in a folder. */
+  clear(folder: string): Promise<void>
 }
 
 /**
  * Runs a training engine as a child process: `<command…> <spec.command> <spec.json>`.
  * Its stdin stays open as long as this process lives, so that it notices a dead parent;
  * an engine left over by a dead parent is ended before another one starts in the same folder.
+ * One that says nothing for the longer of `silenceMs` and ten of its steps hangs, and is ended.
+ * With `devices` each run has one of them to itself (CUDA_VISIBLE_DEVICES) and waits until one is free.
  */
 export function createEngine<Event extends EngineEventLike>({
-  command,
-  events,
-  graceMs = 30_000,
+  devices = [],
   env,
-}: {
+  ...rest
+}: Partial<Settings<Event>> & Pick<Settings<Event>, 'command' | 'events'>): Engine<Event> {
+  const settings = { graceMs: 30_000, silenceMs: 300_000, ...rest }
+  const leases = createLeases(devices)
+  return {
+    run: (spec, options) =>
+      leases.use(options.signal, (device) => {
+        const own = device === undefined ? env : { ...env, CUDA_VISIBLE_DEVICES: device }
+        return runChild({ ...settings, env: own }, spec, options)
+      }),
+    clear: (folder) => clear(folder, settings.graceMs),
+  }
+}
+
+interface Settings<Event> {
   command: string[]
   events: z.ZodType<Event>
-  graceMs?: number
-  env?: Record<string, string | undefined>
-}): Engine<Event> {
-  async function run(spec: unknown, { folder, onEvent, signal }: EngineRun<Event>): Promise<void> {
+  /** Between SIGTERM and SIGKILL. */
+  graceMs: number
+  silenceMs: number
+  env: Record<string, string | undefined> | undefined
+  devices: string[]
+}
+
+async function runChild<Event extends EngineEventLike>(
+  { command, events, graceMs, silenceMs, env }: Omit<Settings<Event>, 'devices'>,
+  spec: unknown,
+  { folder, onEvent, signal }: EngineRun<Event>,
+): Promise<void> {
+  await ensureFolder(folder)
+  await clear(folder, graceMs)
+  const killsBefore = countMemoryKills()
+  const whole = [...command, commandOf(spec), writeSpec(folder, spec)]
+  const { child, saidFrom } = start(whole, folder, env)
+  const kill = () => void clear(folder, graceMs).catch(() => {}) // the stuck one is the next attempt's to end
+  const silence = watchSilence({ silenceMs, onSilence: kill })
+  const hear = (event: Event) => {
+    silence.heard(event.event)
+    onEvent?.(event)
+  }
+  const watch = watchEvents(child, { folder, events, onEvent: hear })
+  signal?.addEventListener('abort', kill, { once: true })
+  try {
+    const [exit] = await Promise.all([exitOf(child), watch.finished])
+    await endProcesses(readMarks(folder), { graceMs: 0 }) // whatever it left behind
     signal?.throwIfAborted()
-    await ensureFolder(folder)
-    await endProcesses(readMarks(folder), { graceMs })
-    const specPath = join(folder, 'spec.json')
-    writeFileSync(specPath, JSON.stringify(spec, null, 2))
-    const child = start(specPath, commandOf(spec), folder)
-    const watch = watchEvents(child, { folder, events, ...(onEvent && { onEvent }) })
-    const kill = () => void endProcesses(readMarks(folder), { graceMs })
-    signal?.addEventListener('abort', kill, { once: true })
-    try {
-      const [exit] = await Promise.all([exitOf(child), watch.finished])
-      await endProcesses(readMarks(folder), { graceMs: 0 }) // whatever it left behind
-      signal?.throwIfAborted()
-      check(watch.last(), exit, folder)
-    } finally {
-      signal?.removeEventListener('abort', kill)
-    }
-  }
-
-  function start(specPath: string, name: string, folder: string): ChildProcess {
-    const log = openSync(join(folder, 'stderr.log'), 'a')
-    const [program, ...given] = command
-    const child = spawn(program!, [...given, name, specPath], {
-      detached: true, // a group of its own: Ctrl-C in the terminal is the parent's to handle
-      stdio: ['pipe', 'pipe', log],
-      ...(env && { env }),
+    check({
+      last: watch.last(),
+      exit,
+      folder,
+      silentMs: silence.silentMs(),
+      said: readFrom(join(folder, 'stderr.log'), saidFrom),
+      wasKilledForMemory: countMemoryKills() > killsBefore,
     })
-    closeSync(log)
-    child.stdin?.on('error', () => {}) // it ended first
-    if (child.pid) writeMarks(folder, [child.pid])
-    return child
+  } finally {
+    silence.end()
+    signal?.removeEventListener('abort', kill)
   }
+}
 
-  return { run }
+function clear(folder: string, graceMs: number): Promise<void> {
+  return endProcesses(readMarks(folder), { graceMs })
+}
+
+function writeSpec(folder: string, spec: unknown): string {
+  const path = join(folder, 'spec.json')
+  writeFileSync(path, JSON.stringify(spec, null, 2))
+  return path
+}
+
+function start(command: string[], folder: string, env?: Record<string, string | undefined>) {
+  const log = openSync(join(folder, 'stderr.log'), 'a')
+  const saidFrom = fstatSync(log).size
+  const [program, ...args] = command
+  const child = spawn(program!, args, {
+    detached: true, // a group of its own: Ctrl-C in the terminal is the parent's to handle
+    stdio: ['pipe', 'pipe', log],
+    ...(env && { env }),
+  })
+  closeSync(log)
+  child.stdin?.on('error', () => {}) // it ended first
+  if (child.pid) writeMarks(folder, [child.pid])
+  return { child, saidFrom }
 }
 
 function watchEvents<Event extends EngineEventLike>(
@@ -96,7 +151,7 @@ function watchEvents<Event extends EngineEventLike>(
   }: {
     folder: string
     events: z.ZodType<Event>
-    onEvent?: (event: Event) => void
+    onEvent: (event: Event) => void
   },
 ) {
   let last: EngineEventLike | undefined
@@ -110,7 +165,7 @@ function watchEvents<Event extends EngineEventLike>(
     last = parsed.data
     appendFileSync(join(folder, 'events.jsonl'), `${line}\n`)
     if (last.pids) writeMarks(folder, [child.pid!, ...last.pids])
-    onEvent?.(parsed.data)
+    onEvent(parsed.data)
   })
   return { last: () => last, finished: once(lines, 'close') }
 }
@@ -128,7 +183,20 @@ async function exitOf(child: ChildProcess): Promise<string> {
   })
 }
 
-function check(last: EngineEventLike | undefined, exit: string, folder: string) {
+/** How a child ended. */
+interface End {
+  last: EngineEventLike | undefined
+  exit: string
+  folder: string
+  /** Of the silence it was ended for; undefined when it was not. */
+  silentMs: number | undefined
+  /** What it wrote to stderr. */
+  said: string
+  wasKilledForMemory: boolean
+}
+
+function check({ last, exit, folder, silentMs, said, wasKilledForMemory }: End) {
+  const log = `see ${join(folder, 'stderr.log')}`
   if (last?.event === 'error') {
     throw new FspoError(
       last.errorClass ?? 'EngineError',
@@ -136,12 +204,39 @@ function check(last: EngineEventLike | undefined, exit: string, folder: string) 
     )
   }
   if (last?.event === 'done' && exit === 'code 0') return
-  const said = last ? `after '${last.event}'` : 'before its first event'
-  throw new FspoError(
-    'EngineExit',
-    `the engine ended with ${exit} ${said}; see ${join(folder, 'stderr.log')}`,
-    { retryable: true },
-  )
+  const after = last ? `after '${last.event}'` : 'before its first event'
+  if (silentMs !== undefined) {
+    const message = `the engine said nothing for ${Math.round(silentMs / 1000)} s ${after} and was ended; ${log}`
+    throw new FspoError('EngineHung', message, { retryable: true })
+  }
+  if (
+    (exit === 'SIGKILL' && wasKilledForMemory) ||
+    (exit !== 'SIGKILL' && outOfMemory.test(said))
+  ) {
+    throw new FspoError(
+      'OutOfMemory',
+      `the engine ran out of memory ${after} (${exit}): use smaller steps or texts, or a larger machine`,
+    )
+  }
+  throw new FspoError('EngineExit', `the engine ended with ${exit} ${after}; ${log}`, {
+    retryable: true,
+  })
+}
+
+/** What runtimes say before they abort for want of memory. */
+const outOfMemory = /heap out of memory|std::bad_alloc|Cannot allocate memory|Unable to allocate/
+
+function readFrom(path: string, from: number): string {
+  const file = openSync(path, 'r')
+  try {
+    const { size } = fstatSync(file)
+    const start = Math.max(from, size - 65_536)
+    const bytes = Buffer.alloc(Math.max(0, size - start))
+    readSync(file, bytes, 0, bytes.length, start)
+    return bytes.toString()
+  } finally {
+    closeSync(file)
+  }
 }
 
 function commandOf(spec: unknown): string {

@@ -1,6 +1,7 @@
 import { randomUUID } from 'node:crypto'
-import { mkdir, readFile, rename, rm, writeFile } from 'node:fs/promises'
-import { dirname } from 'node:path'
+import { existsSync } from 'node:fs'
+import { copyFile, link, mkdir, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises'
+import { dirname, join } from 'node:path'
 
 /** A local folder, made with its parents if need be; returns its path. */
 export async function ensureFolder(path: string): Promise<string> {
@@ -24,4 +25,31 @@ export async function readLocal(path: string): Promise<Uint8Array> {
 /** Removes a local file or folder; no error when it is not there. */
 export async function removeLocal(path: string): Promise<void> {
   await rm(path, { recursive: true, force: true })
+}
+
+/** Whether there is a local file or folder. */
+export function isThere(path: string): boolean {
+  return existsSync(path)
+}
+
+/** Names in a local folder, sorted; none when it is not there. */
+export async function namesIn(path: string): Promise<string[]> {
+  return existsSync(path) ? (await readdir(path)).sort() : []
+}
+
+/** Gives a local file or folder another name, its new parents made if need be. */
+export async function moveLocal(from: string, to: string): Promise<void> {
+  await ensureFolder(dirname(to))
+  await rename(from, to)
+}
+
+/** The same file under a second name, or a copy where that cannot be; later changes of names do not matter to it. */
+export async function linkLocal(from: string, to: string): Promise<void> {
+  await ensureFolder(dirname(to))
+  await link(from, to).catch(() => copyFile(from, to))
+}
+
+/** A second folder of the files that lie directly in a folder. */
+export async function linkFolder(from: string, to: string): Promise<void> {
+  for (const name of await namesIn(from)) await linkLocal(join(from, name), join(to, name))
 }

@@ -72,3 +72,15 @@ function isZombie(pid: number): boolean {
     return false
   }
 }
+
+/** How many processes the kernel has killed for want of memory, where it says so; else 0. */
+export function countMemoryKills(): number {
+  const counts = ['/sys/fs/cgroup/memory.events', '/proc/vmstat'].map((path) => {
+    try {
+      return Number(/^oom_kill (\d+)$/m.exec(readFileSync(path, 'utf8'))?.[1] ?? 0)
+    } catch {
+      return 0
+    }
+  })
+  return Math.max(...counts)
+}

@@ -51,7 +51,8 @@ function suite(wasm: boolean) {
       references.set(tree, Float64Array.from(own ?? tree.branches.flatMap(() => [0, 0])))
     }
     const { beta } = reference
-    const method = { kernels, llama, objective, beta, sftWeight, shared, references }
+    const weighing = { objective, beta, sftWeight, shared, references }
+    const method = { kernels, llama, halved: false, ...weighing }
     const weights = kernels.upload(checkpoint.weights, [checkpoint.weights.length])
     const { loss, metrics, gradient } = stepGradient(method, weights, [trees])
     const values = Float32Array.from(gradient.dataSync<'float32'>())

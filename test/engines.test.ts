@@ -8,15 +8,17 @@ import { fileURLToPath } from 'node:url'
 import { engineEventSchema, type EngineEvent } from '../activities/contract.ts'
 import { createEngine } from '../infra/engine.ts'
 import { isAlive, startOf } from '../infra/processes.ts'
+import { watchSilence } from '../infra/silence.ts'
+import { eventually } from './commands.ts'
 
 const script = fileURLToPath(new URL('scripted.ts', import.meta.url))
 const command = [process.execPath, '--import', import.meta.resolve('tsx'), script]
 
 /** An engine and a fresh folder; `until` resolves at the first event of a kind. */
-function prepare({ graceMs = 5_000 } = {}) {
+function prepare({ graceMs = 5_000, silenceMs = 300_000 } = {}) {
   const folder = mkdtempSync(join(tmpdir(), 'fspo-engine-'))
   const out = join(folder, 'checkpoint')
-  const engine = createEngine({ command, events: engineEventSchema, graceMs })
+  const engine = createEngine({ command, events: engineEventSchema, graceMs, silenceMs })
   const events: EngineEvent[] = []
   const waiting = new Map<string, () => void>()
   const onEvent = (event: EngineEvent) => {
@@ -73,7 +75,8 @@ test('an abort lets the engine save its checkpoint and rejects with the reason',
   stop.abort(new Error('enough'))
   await assert.rejects(running, { message: 'enough' })
   assert.equal(events.at(-1)?.event, 'preempted')
-  assert.ok(existsSync(join(`${out}.work`, 'at')))
+  const saved = events.find((event) => event.event === 'ckpt')
+  assert.ok(saved && existsSync(join(saved.path, 'manifest.json')))
   assert.ok(!marks(folder).some(isAlive))
 })
 
@@ -101,6 +104,75 @@ test('an engine left over in the folder is ended before another starts', async (
   await engine.run(spec, { folder })
   assert.ok(!isAlive(mark))
   assert.ok(existsSync(join(out, 'model.json')))
+})
+
+test('an engine that says nothing for too long is ended, and may be tried again', async () => {
+  const { engine, folder, out, spec } = prepare({ silenceMs: 1_000, graceMs: 100 })
+  writeFileSync(`${out}.silent`, '')
+  writeFileSync(`${out}.deaf`, '')
+  await assert.rejects(engine.run(spec, { folder }), {
+    name: 'EngineHung',
+    retryable: true,
+    message: /said nothing for \d+ s after 'step' and was ended; see .*stderr.log/,
+  })
+  assert.ok(!marks(folder).some(isAlive))
+  rmSync(`${out}.silent`)
+  await engine.run(spec, { folder })
+  assert.ok(existsSync(join(out, 'model.json')))
+})
+
+test('silence is measured in steps where ten of them are longer', async () => {
+  let hasHung = false
+  const silence = watchSilence({ silenceMs: 40, onSilence: () => (hasHung = true) })
+  silence.heard('step')
+  await new Promise((resolve) => setTimeout(resolve, 30))
+  silence.heard('step') // steps of 30 ms: 300 ms are allowed
+  await new Promise((resolve) => setTimeout(resolve, 150))
+  assert.equal(hasHung, false)
+  await eventually(() => hasHung || undefined)
+  silence.end()
+})
+
+test('a program that aborts for want of memory says so', async () => {
+  const folder = mkdtempSync(join(tmpdir(), 'fspo-engine-'))
+  const greedy = ['-e', 'console.error("terminate called: std::bad_alloc"); process.abort()']
+  const engine = createEngine({ command: [process.execPath, ...greedy], events: engineEventSchema })
+  await assert.rejects(engine.run({ command: 'train' }, { folder }), {
+    name: 'OutOfMemory',
+    retryable: false,
+    message: /ran out of memory before its first event \(SIGABRT\)/,
+  })
+})
+
+test('each run has a device of its own, and waits for a free one', async () => {
+  const folder = () => mkdtempSync(join(tmpdir(), 'fspo-engine-'))
+  const tell =
+    'const e = (event) => console.log(JSON.stringify(event));' +
+    'e({ event: "hello", engine: process.env.CUDA_VISIBLE_DEVICES, versions: {}, pids: [process.pid] });' +
+    'process.stdin.resume();' +
+    'process.on("SIGTERM", () => process.exit(0));'
+  const command = [process.execPath, '-e', tell]
+  const engine = createEngine({ command, events: engineEventSchema, devices: ['0', '3'] })
+  const stop = new AbortController()
+  const seen: string[] = []
+  const begun: (() => void)[] = []
+  const onEvent = (event: EngineEvent) => {
+    if (event.event === 'hello') seen.push(event.engine)
+    if (seen.length === 2) begun.forEach((go) => go())
+  }
+  const both = new Promise<void>((resolve) => begun.push(resolve))
+  const runs = [0, 1].map(() =>
+    engine.run({ command: 'train' }, { folder: folder(), onEvent, signal: stop.signal }),
+  )
+  await both
+  const waiting = new AbortController()
+  const third = engine.run({}, { folder: folder(), signal: waiting.signal })
+  waiting.abort(new Error('no more'))
+  await assert.rejects(third, { message: 'no more' })
+  stop.abort(new Error('enough'))
+  const ends = await Promise.allSettled(runs)
+  assert.ok(ends.every((end) => end.status === 'rejected' && end.reason.message === 'enough'))
+  assert.deepEqual(seen.toSorted(), ['0', '3'])
 })
 
 test('a program that does not exist is one clear error', async () => {

@@ -74,8 +74,9 @@ export function createToys(): Toys {
         const out = `${context.folder}/checkpoint`
         const { steps } = context.spec.training.base
         // The scripted engine reads no more of a spec than this.
-        const spec = { v: 1, command: 'train', out, steps, seed: context.spec.seed }
-        await context.engine(spec as Parameters<typeof context.engine>[0])
+        const none = { init: { checkpoint: '-' }, data: [], evalData: [] }
+        const spec = { v: 1, command: 'train', out, steps, seed: context.spec.seed, ...none }
+        await context.engine(spec as unknown as Parameters<typeof context.engine>[0])
         made.set(name, (made.get(name) ?? 0) + 1)
         return { checkpoint: out }
       },

@@ -19,7 +19,7 @@ import { probeStore } from '../infra/probe.ts'
 import { createS3Store } from '../infra/s3.ts'
 import { createFileStore, type Store } from '../infra/store.ts'
 import { readConverter, type DataConverter } from './codec.ts'
-import { findEngine } from './engine.ts'
+import { findEngine, readDevices } from './engine.ts'
 import { packageRoot, program } from './paths.ts'
 import { readStack } from './stackfile.ts'
 import type { Telemetry } from './telemetry.ts'
@@ -183,7 +183,11 @@ export function createDependencies(
   function engine({ engine: name }: Operations): Engine<EngineEvent> {
     const known =
       engines.get(name) ??
-      createEngine({ ...findEngine(name, environment.variables), events: engineEventSchema })
+      createEngine({
+        ...findEngine(name, environment.variables),
+        events: engineEventSchema,
+        devices: readDevices(environment.variables),
+      })
     engines.set(name, known)
     return known
   }

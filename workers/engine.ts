@@ -36,3 +36,17 @@ export function findEngine(
   const env = { ...variables, PYTHONPATH: paths.filter(Boolean).join(delimiter) }
   return { command: [python, '-m', 'fspo_trainer'], env }
 }
+
+/**
+ * The GPUs that FSPO_DEVICES names ('0,1', as CUDA_VISIBLE_DEVICES does): each engine has one to itself. Without it
+ * a worker runs one engine at a time, which sees them all.
+ * @throws FspoError 'Config'
+ */
+export function readDevices(variables: Record<string, string | undefined>): string[] {
+  const text = variables.FSPO_DEVICES
+  if (!text) return []
+  const names = text.split(',').map((name) => name.trim())
+  if (names.every((name) => /^[\w-]+$/.test(name)) && new Set(names).size === names.length)
+    return names
+  throw new FspoError('Config', `FSPO_DEVICES is ${text}: write numbers of GPUs, such as 0,1`)
+}

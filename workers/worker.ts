@@ -16,6 +16,7 @@ import {
   withStore,
   type Environment,
 } from './deps.ts'
+import { readDevices } from './engine.ts'
 import { watchReader } from './reader.ts'
 import { createLogger } from './logs.ts'
 import { placeOf, scrapeUrl, type ScrapeAddress } from './scrape.ts'
@@ -33,6 +34,8 @@ export interface WorkerSettings {
   activities: Activities
   /** The workflows as one file; without it they are bundled at the start. */
   bundle?: string | undefined
+  /** Engines at a time, one per GPU; 1 without. */
+  gpus?: number
   /** Which build this is, for Worker Versioning; without it work comes from and goes to any build. */
   deployment?: Deployment | undefined
   logger: Logger
@@ -42,7 +45,7 @@ export interface WorkerSettings {
 
 /**
  * Activities at a time. A shard has a concurrency of its own, so few fill an endpoint, and what a worker does not
- * hold another can take; the GPU has one job.
+ * hold another can take; a GPU has one job.
  */
 const slots: Record<QueueName, number> = { fspo: 1, 'fspo-io': 20, 'fspo-llm': 8, 'fspo-gpu': 1 }
 const connectPatienceMs = 60_000
@@ -78,7 +81,7 @@ export async function runWorker(settings: WorkerSettings): Promise<void> {
 function createWorker(
   queue: QueueName,
   connection: NativeConnection,
-  { target, activities, bundle, deployment }: WorkerSettings,
+  { target, activities, bundle, deployment, gpus = 1 }: WorkerSettings,
 ): Promise<Worker> {
   const workflows = bundle ? { workflowBundle: { codePath: bundle } } : { workflowsPath }
   return Worker.create({
@@ -94,7 +97,7 @@ function createWorker(
       ? { ...workflows, maxCachedWorkflows: 200, stickyQueueScheduleToStartTimeout: '3s' }
       : {
           activities,
-          maxConcurrentActivityTaskExecutions: slots[queue],
+          maxConcurrentActivityTaskExecutions: slots[queue] * (queue === 'fspo-gpu' ? gpus : 1),
           maxHeartbeatThrottleInterval: '1s', // a person watches
           defaultHeartbeatThrottleInterval: '1s',
         }),
@@ -191,9 +194,9 @@ export async function main(args: string[]): Promise<void> {
   const { signal } = stop
   const activities = createActivities(createDependencies(environment, telemetry))
   const { bundle } = values
-  await runWorker({ queues, target, bundle, deployment, signal, activities, logger }).finally(
-    telemetry.close,
-  )
+  const gpus = Math.max(1, readDevices(environment.variables).length)
+  const settings = { queues, target, bundle, deployment, gpus, signal, activities, logger }
+  await runWorker(settings).finally(telemetry.close)
 }
 
 /** Installs the runtime, which must come before anything of it is used, and what tells of the work. */

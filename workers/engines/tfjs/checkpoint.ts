@@ -1,5 +1,5 @@
-import { existsSync } from 'node:fs'
-import { mkdir, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises'
+import { existsSync, statSync } from 'node:fs'
+import { mkdir, readFile, rename, rm, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 
 import { z } from 'zod'
@@ -29,6 +29,7 @@ const manifestSchema = z.object({
   v: z.literal(1),
   step: z.int().nonnegative(),
   recipe: z.string(), // hash of the spec that made it
+  evalLoss: z.number().optional(), // on held-out pairs, at this very step
   files: z.array(z.object({ name: z.string(), bytes: z.int().nonnegative(), sha256: z.string() })),
 })
 type Manifest = z.infer<typeof manifestSchema>
@@ -37,8 +38,9 @@ type Manifest = z.infer<typeof manifestSchema>
 export async function saveCheckpoint(
   folder: string,
   checkpoint: Checkpoint,
-  { recipe, step, progress }: { recipe: string; step: number; progress?: Progress },
+  of: { recipe: string; step: number; progress?: Progress; evalLoss?: number },
 ): Promise<void> {
+  const { recipe, step, progress, evalLoss } = of
   const files: Record<string, string | Uint8Array> = {
     ...configFiles(checkpoint.config, checkpoint.tokenizer.endId),
     ...checkpoint.tokenizer.files,
@@ -49,6 +51,7 @@ export async function saveCheckpoint(
     v: 1,
     step,
     recipe,
+    ...(evalLoss !== undefined && Number.isFinite(evalLoss) && { evalLoss }),
     files: Object.entries(files).map(([name, content]) => ({
       name,
       bytes: Buffer.byteLength(content),
@@ -77,7 +80,11 @@ export async function loadCheckpoint(folder: string): Promise<Checkpoint> {
   const read = (name: string) => readVerified(folder, name, manifest)
   const config = configOf(await readText(read('config.json')), join(folder, 'config.json'))
   const path = join(folder, 'model.safetensors')
-  const tensors = decodeSafetensors(await read('model.safetensors'), path)
+  const tensors = new Map<string, NamedTensor>()
+  for (const name of await weightFiles(folder, read)) {
+    const decoded = decodeSafetensors(await read(name), join(folder, name))
+    for (const [tensor, values] of decoded) tensors.set(tensor, values)
+  }
   return {
     config,
     weights: fromHub(config, tensors, path),
@@ -88,10 +95,32 @@ export async function loadCheckpoint(folder: string): Promise<Checkpoint> {
   }
 }
 
+/** The files that hold the weights: one, or those of a sharded model's index. @throws FspoError 'CorruptCheckpoint' */
+async function weightFiles(
+  folder: string,
+  read: (name: string) => Promise<Uint8Array>,
+): Promise<string[]> {
+  const name = 'model.safetensors.index.json'
+  if (!existsSync(join(folder, name))) return ['model.safetensors']
+  const index = indexSchema.safeParse(parseJson(await readText(read(name))))
+  if (index.success) return [...new Set(Object.values(index.data.weight_map))].sort()
+  throw corrupt(`${join(folder, name)}: it is no index of a sharded model`)
+}
+
+const indexSchema = z.object({
+  weight_map: z.record(z.string(), z.string().regex(/^[^/]+\.safetensors$/)),
+})
+
+/** Bytes of a checkpoint's weights on disk. */
+export async function weightBytes(folder: string): Promise<number> {
+  const files = await weightFiles(folder, (name) => readFile(join(folder, name)))
+  return files.reduce((sum, name) => sum + statSync(join(folder, name)).size, 0)
+}
+
 /** The manifest's step and recipe, undefined when the folder has none: it is not a finished checkpoint. */
 export async function describeFolder(
   folder: string,
-): Promise<{ step: number; recipe: string } | undefined> {
+): Promise<Pick<Manifest, 'step' | 'recipe' | 'evalLoss'> | undefined> {
   return readManifest(folder)
 }
 
@@ -111,15 +140,6 @@ export async function loadProgress(folder: string, count: number): Promise<Progr
     )
   }
   return { step: manifest?.step ?? 0, first: pick('first'), second: pick('second') }
-}
-
-/** Folders of resumable checkpoints, newest first. */
-export async function resumableFolders(work: string): Promise<string[]> {
-  if (!existsSync(work)) return []
-  const names = (await readdir(work)).filter((name) => /^step-\d{6,}$/.test(name))
-  return names
-    .sort((a, b) => Number(b.slice(5)) - Number(a.slice(5)))
-    .map((name) => join(work, name))
 }
 
 async function readManifest(folder: string): Promise<Manifest | undefined> {
@@ -157,6 +177,14 @@ function momentTensors({ first, second }: Progress): NamedTensor[] {
     { name: 'first', shape: [first.length], values: first },
     { name: 'second', shape: [second.length], values: second },
   ]
+}
+
+function parseJson(text: string): unknown {
+  try {
+    return JSON.parse(text)
+  } catch {
+    return undefined
+  }
 }
 
 function corrupt(what: string): FspoError {

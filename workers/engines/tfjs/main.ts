@@ -1,11 +1,10 @@
-import { existsSync, readFileSync, statSync } from 'node:fs'
-import { join } from 'node:path'
+import { existsSync, readFileSync } from 'node:fs'
 
 import { engineSpecSchema, type EngineSpec } from '../../../activities/contract.ts'
 import { FspoError } from '../../../infra/errors.ts'
 import { parameterCount } from './architecture.ts'
 import { openBackend } from './backend.ts'
-import { loadCheckpoint } from './checkpoint.ts'
+import { loadCheckpoint, weightBytes } from './checkpoint.ts'
 import { emit, listenForStop, type Stop } from './events.ts'
 import type { Kernels } from './kernels.ts'
 import { isPaired } from './objective.ts'
@@ -31,11 +30,16 @@ async function main([command, path]: string[]): Promise<void> {
     const known = error instanceof FspoError
     const message = error instanceof Error ? error.message : String(error)
     if (!known && error instanceof Error) process.stderr.write(`${error.stack}\n`)
-    const errorClass = known ? error.type : 'EngineFailed'
-    emit({ event: 'error', errorClass, message: message.replace(/\s*\n\s*/g, ' ') })
+    const isMemory = !known && outOfMemory.test(message)
+    const errorClass = known ? error.type : isMemory ? 'OutOfMemory' : 'EngineFailed'
+    const remedy = isMemory ? ': lower maxTokens or batch, or take a larger machine' : ''
+    emit({ event: 'error', errorClass, message: message.replace(/\s*\n\s*/g, ' ') + remedy })
     process.exit(1)
   }
 }
+
+/** As TensorFlow, WebAssembly and V8 say it. */
+const outOfMemory = /\bOOM\b|out of memory|could not grow|allocation failed/i
 
 async function run(spec: EngineSpec, tools: { kernels: Kernels; stop: Stop }): Promise<boolean> {
   if (spec.command === 'train') return train(spec, tools)
@@ -46,7 +50,7 @@ async function run(spec: EngineSpec, tools: { kernels: Kernels; stop: Stop }): P
     event: 'describe',
     parameters: parameterCount(config),
     vocabulary: tokenizer.size,
-    bytes: statSync(join(spec.checkpoint, 'model.safetensors')).size,
+    bytes: await weightBytes(spec.checkpoint),
     config: { ...config },
   })
   return true

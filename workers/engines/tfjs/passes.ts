@@ -12,8 +12,15 @@ export const trainingBudget = 12_000
 /** Tokens of one forward without gradient. */
 export const scoringBudget = 24_000
 
+/** A budget, or half of it once memory ran out. */
+export function budgetOf(tokens: number, { halved }: { halved: boolean }): number {
+  return halved ? tokens / 2 : tokens
+}
+
 /** How a step is computed. */
 export interface Method {
+  /** In micro-batches of half the size. */
+  halved: boolean
   kernels: Kernels
   llama: Llama
   objective: Objective
@@ -51,7 +58,7 @@ export function stepGradient(method: Method, weights: Tensor, units: Unit[]) {
   const gradient = tf.tidy(() => {
     let sum: Tensor | undefined
     const parts = method.kernels.split(weights, method.llama.shapes)
-    for (const chunk of chunkTrees(trees, trainingBudget)) {
+    for (const chunk of chunkTrees(trees, budgetOf(trainingBudget, method))) {
       const part = chunkGradient(method, parts, { trees: chunk, count })
       loss += part.judgement.loss
       for (const [name, value] of Object.entries(part.judgement.metrics)) {
@@ -72,7 +79,7 @@ export function evaluate(method: Method, weights: Tensor, units: Unit[]) {
   const count = stepCount(method, trees)
   let loss = 0
   const metrics: Record<string, number> = {}
-  for (const chunk of chunkTrees(trees, scoringBudget)) {
+  for (const chunk of chunkTrees(trees, budgetOf(scoringBudget, method))) {
     const scores = scoreTrees(method, weights, chunk)
     const judgement = judge(
       method.objective,

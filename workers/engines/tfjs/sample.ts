@@ -13,6 +13,7 @@ import { createDecoder } from './decoder.ts'
 import { emit, type Stop } from './events.ts'
 import type { Kernels } from './kernels.ts'
 import { createLlama } from './llama.ts'
+import { budgetOf } from './passes.ts'
 import { sampledSchema, sampleRowSchema } from './rows.ts'
 import type { Slots } from './slots.ts'
 import type { Tokenizer } from './tokenizer.ts'
@@ -37,7 +38,7 @@ export async function sample(
   const llama = createLlama(kernels, config)
   const tensors = kernels.split(kernels.upload(weights, [weights.length]), llama.shapes)
   const out: z.infer<typeof sampledSchema>[] = []
-  for (const units of chunkUnits(unitsOf(jobs))) {
+  for (const units of chunkUnits(unitsOf(jobs), budgetOf(slotsAtOnce, spec))) {
     const slots = slotsOf(units)
     const decoder = createDecoder(kernels, llama, {
       weights: tensors,
@@ -114,13 +115,13 @@ function unitsOf(jobs: Job[]): Job[][] {
 }
 
 /** As many units at once as fill the slots; a unit counts with the widest unit's width. */
-function chunkUnits(units: Job[][]): Job[][][] {
+function chunkUnits(units: Job[][], slots: number): Job[][][] {
   const chunks: Job[][][] = []
   let width = 0
   for (const unit of units) {
     const last = chunks.at(-1)
     width = Math.max(width, unit.length)
-    if (last && (last.length + 1) * width <= slotsAtOnce) last.push(unit)
+    if (last && (last.length + 1) * width <= slots) last.push(unit)
     else {
       chunks.push([unit])
       width = unit.length

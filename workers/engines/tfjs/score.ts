@@ -8,7 +8,7 @@ import { chunkTrees, readRows } from './data.ts'
 import { emit, type Stop } from './events.ts'
 import type { Kernels } from './kernels.ts'
 import { createLlama } from './llama.ts'
-import { scoreTrees } from './passes.ts'
+import { budgetOf, scoreTrees } from './passes.ts'
 import { scoredSchema, scoreRowSchema } from './rows.ts'
 import type { Tree } from './tree.ts'
 
@@ -37,7 +37,7 @@ export async function score(
     ])
     trees.at(-1)!.branches.push({ query: tokenizer.encode(row.query), answers })
   }
-  for (const chunk of chunkTrees(trees, budget)) {
+  for (const chunk of chunkTrees(trees, budgetOf(budget, spec))) {
     await stop.breathe()
     if (stop.requested) {
       emit({ event: 'preempted', step: 0 })

@@ -9,7 +9,6 @@ import {
   describeFolder,
   loadCheckpoint,
   loadProgress,
-  resumableFolders,
   saveCheckpoint,
   type Checkpoint,
   type Progress,
@@ -26,7 +25,15 @@ import { emit, type Stop } from './events.ts'
 import type { Adam, Kernels } from './kernels.ts'
 import { createLlama } from './llama.ts'
 import { isPaired } from './objective.ts'
-import { evaluate, scoreTrees, scoringBudget, stepGradient, type Method } from './passes.ts'
+import {
+  budgetOf,
+  evaluate,
+  scoreTrees,
+  scoringBudget,
+  stepGradient,
+  type Method,
+} from './passes.ts'
+import { dropOld, dropOthers, resumableFolders } from './retention.ts'
 import { learnTokenizer } from './tokenizer.ts'
 import type { Tree } from './tree.ts'
 
@@ -56,6 +63,7 @@ export async function train(
   const method: Method = {
     kernels,
     llama,
+    halved: spec.halved,
     objective: spec.objective,
     beta: spec.beta ?? 1,
     sftWeight: spec.sftWeight,
@@ -85,11 +93,12 @@ interface Run {
 async function steps(run: Run, from: number): Promise<boolean> {
   const { spec, data, stop } = run
   const order = createOrder(data.units.length, spec)
-  if (run.evalUnits.length > 0 && from === 0) emitEval(run, 0)
+  let evaluated = run.evalUnits.length > 0 && from === 0 ? emitEval(run, 0) : undefined
+  let savedAt = performance.now()
   for (let done = from; done < spec.steps;) {
     await stop.breathe()
     if (stop.requested) {
-      await saveProgress(run, done)
+      await saveProgress(run, done, evaluated)
       emit({ event: 'preempted', step: done })
       return false
     }
@@ -99,12 +108,18 @@ async function steps(run: Run, from: number): Promise<boolean> {
       order(done).map((i) => data.units[i]!),
     )
     done++
-    if (run.evalUnits.length > 0 && (done % spec.evalEvery === 0 || done === spec.steps))
-      emitEval(run, done)
-    if (done % spec.saveEvery === 0 && done < spec.steps) await saveProgress(run, done)
+    const isTurn = run.evalUnits.length > 0 && (done % spec.evalEvery === 0 || done === spec.steps)
+    evaluated = isTurn ? emitEval(run, done) : undefined
+    const isDue =
+      done % spec.saveEvery === 0 || performance.now() - savedAt >= 1000 * spec.saveSeconds
+    if (isDue && done < spec.steps) {
+      await saveProgress(run, done, evaluated)
+      savedAt = performance.now()
+    }
   }
-  await saveCheckpoint(spec.out, finished(run), { recipe: run.recipe, step: spec.steps })
-  await rm(`${spec.out}.work`, { recursive: true, force: true })
+  const of = { recipe: run.recipe, step: spec.steps, ...evaluated }
+  await saveCheckpoint(spec.out, finished(run), of)
+  await dropOthers(spec.out, of)
   return true
 }
 
@@ -161,12 +176,14 @@ export function learningRateAt(
   return (learningRate * (1 + Math.cos(Math.PI * share))) / 2
 }
 
-function emitEval({ method, adam, evalUnits }: Run, done: number) {
+/** Returns the loss on held-out pairs, for the checkpoint's manifest. */
+function emitEval({ method, adam, evalUnits }: Run, done: number): { evalLoss: number } {
   const weights = adam.weights()
   const { loss, metrics } = evaluate(method, weights, evalUnits)
   weights.dispose()
   const named = Object.entries({ loss, ...metrics }).map(([name, value]) => [`eval_${name}`, value])
   emit({ event: 'eval', step: done, metrics: Object.fromEntries(named) as Record<string, number> })
+  return { evalLoss: loss }
 }
 
 /** The newest complete checkpoint of this very spec, or the spec's start. */
@@ -205,9 +222,11 @@ async function readReferences(
   const { config, weights } = await loadCheckpoint(spec.reference!)
   const reference = createLlama(method.kernels, config)
   const tensor = method.kernels.upload(weights, [weights.length])
-  for (const trees of chunkTrees(units.flat(), scoringBudget)) {
+  const chunks = chunkTrees(units.flat(), budgetOf(scoringBudget, spec))
+  for (const [done, trees] of chunks.entries()) {
     const { logps } = scoreTrees({ ...method, llama: reference }, tensor, trees)
     splitByTree(trees, logps).forEach((part, i) => method.references.set(trees[i]!, part))
+    if (chunks.length > 1) emit({ event: 'progress', done: done + 1, total: chunks.length })
     await stop.breathe()
     if (stop.requested) return false
   }
@@ -224,16 +243,15 @@ function splitByTree(trees: Tree[], logps: Float64Array): Float64Array[] {
   })
 }
 
-/** A resumable checkpoint; the two newest are kept. */
-async function saveProgress(run: Run, done: number) {
+/** A resumable checkpoint; the two newest are kept, and the best on held-out pairs. */
+async function saveProgress(run: Run, done: number, evaluated?: { evalLoss: number }) {
   const { spec, recipe } = run
   const path = `${spec.out}.work/step-${String(done).padStart(6, '0')}`
   if ((await describeFolder(path))?.recipe !== recipe) {
     const progress = { step: done, ...run.adam.moments() }
-    await saveCheckpoint(path, finished(run), { recipe, step: done, progress })
+    await saveCheckpoint(path, finished(run), { recipe, step: done, progress, ...evaluated })
   }
-  const old = (await resumableFolders(`${spec.out}.work`)).slice(2)
-  for (const folder of old) await rm(folder, { recursive: true, force: true })
+  await dropOld(`${spec.out}.work`)
   emit({ event: 'ckpt', step: done, path })
 }
 
@@ -246,8 +264,8 @@ function finished({ checkpoint, adam }: Run): Checkpoint {
 
 /** Everything that decides the result. Where it is written and how often it is saved does not. */
 function recipeOf(spec: TrainSpec): string {
-  const { out: _out, saveEvery: _saveEvery, ...recipe } = spec
-  return sha256(canonicalJson(recipe))
+  const { out: _out, saveEvery: _every, saveSeconds: _seconds, halved: _halved, ...recipe } = spec
+  return spec.recipe ?? sha256(canonicalJson(recipe))
 }
 
 function checkContext(spec: TrainSpec, { config }: Checkpoint) {

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from dataclasses import dataclass
@@ -54,12 +55,16 @@ def read_manifest(folder: Path) -> dict | None:
         manifest = json.loads(path.read_text())
         if manifest["v"] != 1:
             raise ValueError
-        return {name: manifest[name] for name in ("v", "step", "recipe", "files")}
+        return {name: manifest[name] for name in ("v", "step", "recipe", "files")} | {
+            "evalLoss": manifest.get("evalLoss")
+        }
     except (ValueError, KeyError, TypeError):
         raise _corrupt(f"{path}: it is no checkpoint manifest") from None
 
 
-def write_folder(folder: Path, files: dict[str, bytes], recipe: str, step: int) -> None:
+def write_folder(
+    folder: Path, files: dict[str, bytes], recipe: str, step: int, eval_loss: float | None = None
+) -> None:
     """Writes a folder of files whole or not at all, replacing what was there. Its manifest comes last."""
     temporary = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -70,6 +75,8 @@ def write_folder(folder: Path, files: dict[str, bytes], recipe: str, step: int) 
         digest = hashlib.sha256(content).hexdigest()
         entries.append({"name": name, "bytes": len(content), "sha256": digest})
     manifest = {"v": 1, "step": step, "recipe": recipe, "files": entries}
+    if eval_loss is not None and math.isfinite(eval_loss):
+        manifest["evalLoss"] = eval_loss
     (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2))
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
@@ -201,6 +208,30 @@ def resumable_folders(work: Path) -> list[Path]:
     """Folders of resumable checkpoints, newest first."""
     found = [one for one in work.glob("step-*") if one.name[5:].isdigit()]
     return sorted(found, key=lambda one: -int(one.name[5:]))
+
+
+def best_folder(work: Path) -> Path | None:
+    """The resumable checkpoint with the least loss on held-out pairs; None when none was evaluated."""
+    losses = {one: (read_manifest(one) or {}).get("evalLoss") for one in resumable_folders(work)}
+    known = {one: loss for one, loss in losses.items() if loss is not None}
+    return min(known, key=known.get) if known else None
+
+
+def drop_old(work: Path) -> None:
+    """Removes resumable checkpoints but the two newest and the best on held-out pairs."""
+    best = best_folder(work)
+    for old in resumable_folders(work)[2:]:
+        if old != best:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def drop_others(out: str, eval_loss: float | None) -> None:
+    """When all is done: the best of the resumable checkpoints becomes `<out>.best` if it beats the last."""
+    shutil.rmtree(f"{out}.best", ignore_errors=True)
+    best = best_folder(Path(f"{out}.work"))
+    if best and eval_loss is not None and read_manifest(best)["evalLoss"] < eval_loss:
+        best.rename(f"{out}.best")
+    shutil.rmtree(f"{out}.work", ignore_errors=True)
 
 
 def weight_bytes(folder: str) -> int:

@@ -51,8 +51,12 @@ def read_spec(command: str | None, path: str | None) -> SimpleNamespace:
         raise EngineError("BadSpec", f"{path} is for {spec['command']}, not {command}")
     parsed = SimpleNamespace(**spec)
     if name == "train":
-        parsed.recipe = {key: value for key, value in spec.items() if key not in ("out", "saveEvery")}
+        idle = ("out", "saveEvery", "saveSeconds", "halved", "recipe")
+        parsed.named_recipe = spec["recipe"]
+        parsed.recipe = {key: value for key, value in spec.items() if key not in idle}
         parsed.torch = SimpleNamespace(**spec["torch"])
+        if parsed.halved:
+            parsed.torch.tokens = max(1, parsed.torch.tokens // 2)
     return parsed
 
 
@@ -194,6 +198,9 @@ _SCHEMAS = {
         "clip": (_number(above=0), 1.0),
         "seed": (_count, _REQUIRED),
         "saveEvery": (_positive, 1000),
+        "saveSeconds": (_number(above=0), 300.0),
+        "recipe": (_text, None),
+        "halved": (_flag, False),
         "maxTokens": (_positive, _REQUIRED),
         "maxDroppedShare": (_number(least=0, most=1), 0.05),
         "torch": (_nested(_TORCH), lambda: _object({}, _TORCH, "torch.")),
@@ -208,6 +215,7 @@ _SCHEMAS = {
         "topP": (_number(above=0, most=1), 1.0),
         "maxNewTokens": (_positive, _REQUIRED),
         "seed": (_count, _REQUIRED),
+        "halved": (_flag, False),
     },
     "score": {
         **_HEAD,
@@ -215,6 +223,7 @@ _SCHEMAS = {
         "data": (_texts(1), _REQUIRED),
         "out": (_text, _REQUIRED),
         "shared": (_flag, True),
+        "halved": (_flag, False),
     },
     "describe": {**_HEAD, "checkpoint": (_text, _REQUIRED)},
 }

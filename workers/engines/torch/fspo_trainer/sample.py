@@ -37,7 +37,7 @@ def sample(spec, device) -> bool:
     model = checkpoint.model.eval().to(device)
     jobs = read_jobs(spec, checkpoint)
     done = 0
-    for batch in cut_batches(jobs, model, spec.maxNewTokens):
+    for batch in cut_batches(jobs, model, spec.maxNewTokens, spec.halved):
         if not generate(model, checkpoint.tokens, batch, spec, Progress(done, len(jobs))):
             emit("preempted", step=0)
             return False
@@ -80,15 +80,16 @@ def read_jobs(spec, checkpoint) -> list[Job]:
     return jobs
 
 
-def cut_batches(jobs: list[Job], model, new_tokens: int) -> list[list[Job]]:
-    """Runs of jobs whose keys and values fit together."""
-    room = CACHE_BYTES // cache_bytes(model)
+def cut_batches(jobs: list[Job], model, new_tokens: int, halved: bool = False) -> list[list[Job]]:
+    """Runs of jobs whose keys and values fit together; half of them once memory ran out."""
+    part = 2 if halved else 1
+    room, most = CACHE_BYTES // part // cache_bytes(model), ROWS // part
     batches: list[list[Job]] = []
     prefix = query = 0
     for job in jobs:
         widest = max(prefix, len(job.prefix)), max(query, len(job.query))
         rows = len(batches[-1]) + 1 if batches else 1
-        if not batches or rows > ROWS or rows * (sum(widest) + new_tokens) > room:
+        if not batches or rows > most or rows * (sum(widest) + new_tokens) > room:
             batches.append([])
             widest = len(job.prefix), len(job.query)
         batches[-1].append(job)

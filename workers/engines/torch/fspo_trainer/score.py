@@ -25,7 +25,8 @@ def score(spec, device) -> bool:
     policy = Policy(checkpoint.model.eval().to(device))
     rows = read_rows(spec.data, _INPUT)
     out: list[dict] = []
-    for chunk in chunk_trees(_trees(rows, checkpoint.tokens), BUDGET):
+    budget = BUDGET // 2 if spec.halved else BUDGET
+    for chunk in chunk_trees(_trees(rows, checkpoint.tokens), budget):
         if stop_requested():
             emit("preempted", step=0)
             return False

@@ -12,6 +12,8 @@ from safetensors.torch import save as encode_safetensors
 from .attention import check_attention
 from .checkpoint import (
     Checkpoint,
+    drop_old,
+    drop_others,
     load_checkpoint,
     model_files,
     new_checkpoint,
@@ -86,7 +88,9 @@ def train(spec, ranks: Ranks) -> bool:
 
 
 def recipe_of(spec) -> str:
-    """Hash of everything that decides the result. Where it is written and how often it is saved does not."""
+    """All that decides the result: as the asker names it, or a hash of the spec but for where and how it is saved."""
+    if spec.named_recipe:
+        return spec.named_recipe
     text = canonical_json({"engine": "torch", **spec.recipe})
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -185,20 +189,22 @@ def _exchange_references(trees: list[Tree], ranks: Ranks) -> None:
 def _steps(run: Run, done: int) -> bool:
     spec, units = run.spec, run.data.units
     order = Order(len(units), spec.batch, spec.seed)
-    if run.eval_units and done == 0:
-        _emit_eval(run, 0)
+    evaluated = _emit_eval(run, 0) if run.eval_units and done == 0 else None
+    saved = time.monotonic()
     while done < spec.steps:
         if run.ranks.any(stop_requested()):
-            _save_progress(run, done)
+            _save_progress(run, done, evaluated)
             emit("preempted", step=done)
             return False
         _step(run, done, [tree for i in order.at(done) for tree in units[i]])
         done += 1
-        if run.eval_units and (done % spec.evalEvery == 0 or done == spec.steps):
-            _emit_eval(run, done)
-        if done % spec.saveEvery == 0 and done < spec.steps:
-            _save_progress(run, done)
-    _save_finished(run)
+        is_turn = run.eval_units and (done % spec.evalEvery == 0 or done == spec.steps)
+        evaluated = _emit_eval(run, done) if is_turn else None
+        is_due = done % spec.saveEvery == 0 or time.monotonic() - saved >= spec.saveSeconds
+        if run.ranks.any(is_due) and done < spec.steps:
+            _save_progress(run, done, evaluated)
+            saved = time.monotonic()
+    _save_finished(run, evaluated)
     return True
 
 
@@ -241,15 +247,17 @@ def _references(trees: list[Tree]) -> torch.Tensor:
     return torch.tensor([one for pair in values for one in pair], dtype=torch.float64)
 
 
-def _emit_eval(run: Run, done: int) -> None:
+def _emit_eval(run: Run, done: int) -> float:
+    """The loss on held-out pairs."""
     trees = [tree for unit in run.eval_units for tree in unit]
     loss, metrics = run_trees(run, trees, with_gradient=False)
     named = {f"eval_{name}": value for name, value in {"loss": loss, **metrics}.items()}
     emit_metrics("eval", named, step=done)
+    return loss
 
 
-def _save_progress(run: Run, done: int) -> None:
-    """A resumable checkpoint; the two newest are kept."""
+def _save_progress(run: Run, done: int, evaluated: float | None) -> None:
+    """A resumable checkpoint; the two newest are kept, and the best on held-out pairs."""
     work = Path(f"{run.spec.out}.work")
     path = work / f"step-{done:06d}"
     is_there = path.exists() and (read_manifest(path) or {}).get("recipe") == run.recipe
@@ -258,10 +266,9 @@ def _save_progress(run: Run, done: int) -> None:
         moments = run.optimizer.state()
         if run.ranks.rank == 0:
             files = {**_weights(run, state), "optimizer.safetensors": encode_safetensors(moments)}
-            write_folder(path, files, run.recipe, done)
+            write_folder(path, files, run.recipe, done, evaluated)
     if run.ranks.rank == 0:
-        for old in resumable_folders(work)[2:]:
-            shutil.rmtree(old, ignore_errors=True)
+        drop_old(work)
     run.ranks.barrier()
     emit("ckpt", step=done, path=str(path))
 
@@ -274,7 +281,7 @@ def _weights(run: Run, state: dict[str, torch.Tensor]) -> dict[str, bytes]:
     return {"adapter.safetensors": encode_safetensors(adapter_state(state))}
 
 
-def _save_finished(run: Run) -> None:
+def _save_finished(run: Run, evaluated: float | None) -> None:
     state = plain_state(run.policy.model)
     if run.spec.torch.lora:
         from .adapter import merged_state
@@ -282,6 +289,6 @@ def _save_finished(run: Run) -> None:
         state = merged_state(run.policy.model, state)
     if run.ranks.rank == 0:
         files = model_files(run.checkpoint, state)
-        write_folder(Path(run.spec.out), files, run.recipe, run.spec.steps)
-        shutil.rmtree(f"{run.spec.out}.work", ignore_errors=True)
+        write_folder(Path(run.spec.out), files, run.recipe, run.spec.steps, evaluated)
+        drop_others(run.spec.out, evaluated)
     run.ranks.barrier()
