@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict'
-import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, rmSync, writeFileSync } from 'node:fs'
 import { after, before, test } from 'node:test'
 
 import { WorkflowFailedError } from '@temporalio/client'
@@ -212,8 +212,9 @@ test('a stage of more than 600 shards is split among histories of its own', asyn
 test('a cancelled run lets its engine save a checkpoint, and the next run goes on from it', async () => {
   const config = toyConfig('cancelled', { spec: { seed: 17 } })
   const prefix = `base/${stageKey(toys.stages, 'base', config.spec).slice(0, 12)}`
-  const out = `${workers.folder}/work/${prefix}/checkpoint`
-  mkdirSync(`${workers.folder}/work/${prefix}`, { recursive: true })
+  const attempt = `${workers.folder}/work/${prefix}/cancelled/attempt-00001`
+  const out = `${attempt}/checkpoint`
+  mkdirSync(attempt, { recursive: true })
   writeFileSync(`${out}.hold`, '')
   const handle = await start(config, models)
   await until('cancelled', ({ stages }) =>
@@ -221,13 +222,16 @@ test('a cancelled run lets its engine save a checkpoint, and the next run goes o
   )
   await handle.cancel()
   await assert.rejects(handle.result(), WorkflowFailedError)
-  assert.equal(readFileSync(`${out}.work/at`, 'utf8'), '4')
+  assert.ok(existsSync(`${out}.work/step-000004/manifest.json`))
+  const saved = `${prefix}/shard-00000/attempt-00001/step-000004/manifest.json`
+  assert.ok(await workers.store.has(saved), 'another machine could go on from it')
   rmSync(`${out}.hold`)
   await run(config, models)
   const events = Buffer.from(await workers.store.get(`${prefix}/events.jsonl`)).toString()
   const steps = [...events.matchAll(/"step":(\d+),"total/g)].map(([, step]) => Number(step))
   assert.deepEqual(steps, [1, 2, 3, 4, 5])
-  assert.ok(!existsSync(out), 'the work folder is gone once its checkpoint is sealed')
+  assert.ok(!existsSync(attempt), 'the work folder is gone once its checkpoint is sealed')
+  assert.ok(!(await workers.store.has(saved)), '… and so are the checkpoints on the way')
 })
 
 test('a run that is going on is joined with the same configuration and refused with another', async () => {
