@@ -18,7 +18,7 @@ export interface EpisodeItem {
 }
 
 /** What episodes need of a preference; a million of them are held while they are planned. */
-type Label = Pick<
+export type Label = Pick<
   Preference,
   'user' | 'split' | 'question' | 'prompt' | 'chosen' | 'rejected' | 'labelFirst'
 >
@@ -38,22 +38,34 @@ export const episodes: ItemStage<EpisodeItem, Episode> = {
   schema: episodeSchema,
   async items({ spec, rows, parts }) {
     const people = await rows<Persona>('personas')
-    return planEpisodes(spec, people, await readLabels(spec, parts<Preference>('preferences')))
+    const { users, counts } = await readLabels(spec, parts<Preference>('preferences'))
+    const trained = people.filter(({ split }) => split === 'train')
+    const items = planEpisodes(spec, trained, users)
+    if (items.length === 0) throw tooFew(spec, counts)
+    return items
   },
-  async process({ group, episode, shots, query }, { id, index }) {
-    return {
-      id,
-      index,
-      group,
-      episode,
-      user: query.user,
-      split: query.split,
-      prefix: renderPrefix(shots),
-      query: renderQuery(query.prompt),
-      chosen: renderAnswer(query.chosen),
-      rejected: renderAnswer(query.rejected),
-    }
+  async process(item, place) {
+    return renderEpisode(item, place)
   },
+}
+
+/** An episode's query with its shots, as it is trained on. */
+export function renderEpisode(
+  { group, episode, shots, query }: EpisodeItem,
+  { id, index }: { id: string; index: number },
+): Episode {
+  return {
+    id,
+    index,
+    group,
+    episode,
+    user: query.user,
+    split: query.split,
+    prefix: renderPrefix(shots),
+    query: renderQuery(query.prompt),
+    chosen: renderAnswer(query.chosen),
+    rejected: renderAnswer(query.rejected),
+  }
 }
 
 /**
@@ -109,10 +121,20 @@ async function readLabels(spec: Spec, parts: AsyncIterable<Preference[]>) {
 }
 type Labels = Awaited<ReturnType<typeof readLabels>>
 
-/** Plans every episode, `perUser` rounds over all users; rows of a prefix and of a group are consecutive. */
-function planEpisodes(spec: Spec, people: Persona[], { users: labels, counts }: Labels) {
-  const users = people.flatMap(({ id, index, split }): Person[] =>
-    split === 'train' && labels.has(id) ? [{ index, labels: labels.get(id)! }] : [],
+/** What the builder reads of a spec. */
+type Plan = Pick<Spec, 'seed' | 'episodes'> & { preferences: Pick<Spec['preferences'], 'panel'> }
+
+/**
+ * Every episode of these people, given their labels by user and pair: `perUser` rounds over all of them; rows of a
+ * prefix and of a group are consecutive. None when nobody has the N + k labels of one.
+ */
+export function planEpisodes(
+  spec: Plan,
+  people: Pick<Persona, 'id' | 'index'>[],
+  labels: Labels['users'],
+): EpisodeItem[] {
+  const users = people.flatMap(({ id, index }): Person[] =>
+    labels.has(id) ? [{ index, labels: labels.get(id)! }] : [],
   )
   const items: EpisodeItem[] = []
   let group = 0
@@ -128,14 +150,13 @@ function planEpisodes(spec: Spec, people: Persona[], { users: labels, counts }: 
       if (drawn.length > 0) group++
     }
   }
-  if (items.length === 0) throw tooFew(spec, counts)
   return items
 }
 
 const tries = 8 // matchings drawn per panel and round
 
 /** Users who share a group in this round: couples, random pairs within each panel, or everyone alone. */
-function groupUsers(spec: Spec, users: Person[], random: Random): Person[][] {
+function groupUsers(spec: Plan, users: Person[], random: Random): Person[][] {
   const { pairing, queries, shots } = spec.episodes
   if (pairing === 'none') return random.shuffle(users.map((user) => [user]))
   const size = pairing === 'mirrored' ? 2 : spec.preferences.panel
@@ -178,7 +199,7 @@ function inTwos<Value>(list: Value[]): Value[][] {
  * queries, all of which they disagree on while there are enough. No question is asked twice where
  * possible. Returns [] when the members share fewer than N + k labelled pairs.
  */
-function drawGroup(members: Person[], { episodes: { shots, queries } }: Spec, random: Random) {
+function drawGroup(members: Person[], { episodes: { shots, queries } }: Plan, random: Random) {
   const [one, other] = members.map(({ labels }) => labels)
   const pool = random.shuffle([...one!.keys()].filter((key) => !other || other.has(key)))
   if (pool.length < shots + queries) return []

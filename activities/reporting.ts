@@ -1,5 +1,6 @@
 import type { Store } from '../infra/store.ts'
 import { readStage } from '../infra/seals.ts'
+import { readCurve, renderCurve } from './curve.ts'
 import type { Score } from './scores.ts'
 import type {
   Persona,
@@ -14,7 +15,7 @@ import { makeReport, type Report } from './report.ts'
 import type { Run, Runs } from './runs.ts'
 import type { StageName } from './stage.ts'
 import { planStage } from './planning.ts'
-import type { Part } from './stages.ts'
+import { partOf, type Part } from './stages.ts'
 
 /** What the workflow knows of a run that the store does not. */
 export interface ReportRequest {
@@ -48,9 +49,35 @@ export async function writeReport(
   const made = isWhole ? makeReport({ ...head, rows: await readAll(run) }) : stagesOnly(head)
   const put = (name: string, text: string) =>
     store.put(`runs/${request.run}/${name}`, new TextEncoder().encode(text))
+  const plots = await plotTrainings(store, run, request)
+  for (const { file, svg } of plots) await put(file, svg)
   await put('report.json', `${JSON.stringify(made.json, null, 2)}\n`)
-  await put('report.md', made.markdown)
+  await put('report.md', `${made.markdown}${describePlots(plots)}`)
   await put('table.txt', made.table)
+}
+
+interface Plot {
+  stage: StageName
+  file: string
+  svg: string
+}
+
+/** The curve of each model that was trained, from what its engine told. */
+async function plotTrainings(store: Store, run: Run, { stages }: ReportRequest): Promise<Plot[]> {
+  const plots: Plot[] = []
+  for (const { stage } of stages) {
+    const key = `${run.prefix(stage)}/events.jsonl`
+    if (partOf[stage] !== 'train' || !(await store.has(key))) continue
+    const events = new TextDecoder().decode(await store.get(key))
+    const svg = renderCurve(readCurve(events), `${stage} of ${run.config.run}`)
+    if (svg) plots.push({ stage, file: `loss-${stage}.svg`, svg })
+  }
+  return plots
+}
+
+function describePlots(plots: Plot[]): string {
+  if (plots.length === 0) return ''
+  return `\n## Training\n\n${plots.map(({ stage, file }) => `![${stage} by step](${file})\n`).join('\n')}`
 }
 
 async function lineOf(

@@ -107,6 +107,23 @@ export async function decodeParquet<Row>(
 }
 
 /**
+ * The rows of any Parquet file as they are: lists, structures and missing values included, whole numbers as numbers.
+ * @throws FspoError 'CorruptParquet' when it cannot be read
+ */
+export async function readTable(bytes: Uint8Array): Promise<Record<string, unknown>[]> {
+  try {
+    const rows = await readObjects(new Uint8Array(bytes).buffer, true)
+    return rows.map((row) => Object.fromEntries(Object.entries(row).map(([k, v]) => [k, plain(v)])))
+  } catch (cause) {
+    throw corrupt(`${bytes.byteLength} bytes that are no Parquet file (${messageOf(cause)})`, cause)
+  }
+}
+
+function plain(value: unknown): unknown {
+  return typeof value === 'bigint' ? Number(value) : value
+}
+
+/**
  * Reads the objects of a file, whose columns may be lists only where that is expected. The library starts on columns before it has looked at all of them; if it
  * then gives up, nobody awaits the first ones, and their errors would end the process. So they wait.
  */

@@ -28,6 +28,9 @@ export async function fetchReport(
   }
   const [json, table] = [await read('report.json'), await read('table.txt')]
   await read('report.md')
+  for (const key of await store.list(`runs/${run}/`)) {
+    if (key.endsWith('.svg')) await read(key.slice(`runs/${run}/`.length))
+  }
   return { json, table, path: relative(process.cwd(), join(folder, 'report.md')) }
 }
 

@@ -18,6 +18,7 @@ const episodeSchema = z.object({
   query: z.string(),
   chosen: z.string(),
   rejected: z.string(),
+  split: z.string().optional(),
 })
 
 /** What must share an optimizer step: documents (one tree each) or episodes of one group. */
@@ -99,7 +100,7 @@ function episodeUnits(
 ): Dataset {
   const groups = new Map<number, Map<string, Tree>>()
   let dropped = 0
-  for (const { group, episode, prefix, query, chosen, rejected } of rows) {
+  for (const { group, episode, prefix, query, chosen, rejected, split } of rows) {
     const texts = objective === 'pref_ft' ? [chosen] : [chosen, rejected]
     const answers = texts.map((text) => ended(tokenizer, text))
     const tree = { prefix: tokenizer.encode(prefix), query: tokenizer.encode(query) }
@@ -117,7 +118,7 @@ function episodeUnits(
     const trees = groups.get(group) ?? new Map<string, Tree>()
     groups.set(group, trees)
     const key = `${episode} ${prefix}` // one episode has one prefix, unless it was rendered otherwise
-    const known = trees.get(key) ?? { prefix: tree.prefix, branches: [] }
+    const known = trees.get(key) ?? { prefix: tree.prefix, branches: [], split }
     trees.set(key, known)
     known.branches.push({ query: tree.query, answers })
   }

@@ -28,6 +28,8 @@ export interface Weighing {
   sftWeight?: number
   /** What the step's mean divides by. */
   count: number
+  /** The split of each pair's user, and how many pairs of the step each has; '' is none. */
+  splits?: { of: string[]; counts: ReadonlyMap<string, number> }
 }
 
 /**
@@ -49,11 +51,12 @@ function judgeLikelihood({ logps }: Scores, count: number): Judgement {
 function judgePairs(
   objective: Objective,
   { logps, references, lengths }: Scores,
-  { beta, sftWeight = 0, count }: Weighing,
+  { beta, sftWeight = 0, count, splits }: Weighing,
 ): Judgement {
   const pairs = logps.length / 2
   const slopes = new Float64Array(logps.length)
   const sums = { chosen: 0, rejected: 0, accuracies: 0, logpsChosen: 0, logpsRejected: 0 }
+  const bySplit = new Map<string, number>([...(splits?.counts ?? [])].map(([name]) => [name, 0]))
   let loss = 0
   for (let i = 0; i < pairs; i++) {
     const [chosen, rejected] = [2 * i, 2 * i + 1]
@@ -71,7 +74,10 @@ function judgePairs(
     slopes[rejected] = (-slope * scale[1]!) / count
     sums.chosen += (beta * ratios[0]!) / count
     sums.rejected += (beta * ratios[1]!) / count
-    sums.accuracies += (ratios[0]! > ratios[1]! ? 1 : 0) / count
+    const right = ratios[0]! > ratios[1]! ? 1 : 0
+    sums.accuracies += right / count
+    const split = splits?.of[i] ?? ''
+    bySplit.set(split, (bySplit.get(split) ?? 0) + right / (splits?.counts.get(split) ?? count))
     sums.logpsChosen += logps[chosen]! / count
     sums.logpsRejected += logps[rejected]! / count
   }
@@ -82,6 +88,11 @@ function judgePairs(
     'rewards/accuracies': sums.accuracies,
     'logps/chosen': sums.logpsChosen,
     'logps/rejected': sums.logpsRejected,
+    ...Object.fromEntries(
+      [...bySplit].flatMap(([name, right]) =>
+        name === '' ? [] : [[`rewards/accuracies/${name}`, right]],
+      ),
+    ),
   }
   return { loss, slopes, metrics }
 }

@@ -4,7 +4,7 @@ import type { Tensor } from '@tensorflow/tfjs-core'
 import { chunkTrees, type Unit } from './data.ts'
 import type { Kernels } from './kernels.ts'
 import type { Llama } from './llama.ts'
-import { isPaired, judge, type Judgement, type Objective } from './objective.ts'
+import { isPaired, judge, type Judgement, type Objective, type Weighing } from './objective.ts'
 import { planTrees, type Plan, type Tree } from './tree.ts'
 
 /** Tokens of one forward and backward; larger steps are cut and their gradients added. */
@@ -59,7 +59,11 @@ export function stepGradient(method: Method, weights: Tensor, units: Unit[]) {
     let sum: Tensor | undefined
     const parts = method.kernels.split(weights, method.llama.shapes)
     for (const chunk of chunkTrees(trees, budgetOf(trainingBudget, method))) {
-      const part = chunkGradient(method, parts, { trees: chunk, count })
+      const part = chunkGradient(method, parts, {
+        trees: chunk,
+        count,
+        splits: splitsOf(chunk, trees),
+      })
       loss += part.judgement.loss
       for (const [name, value] of Object.entries(part.judgement.metrics)) {
         metrics[name] = (metrics[name] ?? 0) + value
@@ -84,7 +88,7 @@ export function evaluate(method: Method, weights: Tensor, units: Unit[]) {
     const judgement = judge(
       method.objective,
       { ...scores, references: referencesOf(method, chunk) },
-      { ...method, count },
+      { ...method, count, splits: splitsOf(chunk, trees) },
     )
     loss += judgement.loss
     for (const [name, value] of Object.entries(judgement.metrics)) {
@@ -97,7 +101,7 @@ export function evaluate(method: Method, weights: Tensor, units: Unit[]) {
 function chunkGradient(
   method: Method,
   parts: Tensor[],
-  { trees, count }: { trees: Tree[]; count: number },
+  { trees, count, splits }: { trees: Tree[]; count: number; splits: Weighing['splits'] },
 ): { judgement: Judgement; gradient: Tensor } {
   const { llama, objective, shared } = method
   const plan = planTrees(trees, { shared })
@@ -109,7 +113,7 @@ function chunkGradient(
       lengths: plan.lengths,
       references: referencesOf(method, trees),
     }
-    judgement = judge(objective, scores, { ...method, count })
+    judgement = judge(objective, scores, { ...method, count, ...(splits && { splits }) })
     const slopes = new Float32Array(plan.sources.length) // 0 for the pad
     plan.segments.forEach((segment, i) => (slopes[i] = judgement!.slopes[segment]!))
     return llama.backward(parts, batch, { state: state!, slopes })
@@ -121,6 +125,15 @@ function sumSegments({ segments, lengths }: Plan, logps: Float32Array): Float64A
   const sums = new Float64Array(lengths.length)
   segments.forEach((segment, i) => (sums[segment]! += logps[i]!))
   return sums
+}
+
+/** Splits of a chunk's pairs, with how many of the whole step's each split has. */
+function splitsOf(chunk: Tree[], all: Tree[]): NonNullable<Weighing['splits']> {
+  const counts = new Map<string, number>()
+  for (const { split = '', branches } of all)
+    counts.set(split, (counts.get(split) ?? 0) + branches.length)
+  const of = chunk.flatMap(({ split = '', branches }) => branches.map(() => split))
+  return { of, counts }
 }
 
 /** What the mean divides by: pairs, or scored tokens. */

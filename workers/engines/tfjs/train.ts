@@ -35,7 +35,7 @@ import {
 } from './passes.ts'
 import { dropOld, dropOthers, resumableFolders } from './retention.ts'
 import { learnTokenizer } from './tokenizer.ts'
-import type { Tree } from './tree.ts'
+import { tokensSaved, type Tree } from './tree.ts'
 
 /** Returns whether training came to its end; false when it was stopped and can be resumed. */
 export async function train(
@@ -155,9 +155,16 @@ function step({ spec, method, adam, data }: Run, done: number, units: Unit[]) {
       learning_rate: learningRate,
       epoch: ((done + 1) * spec.batch) / data.units.length,
       ...metrics,
+      ...amountOf(units.flat()),
       step_time: (performance.now() - startedAt) / 1000,
     },
   })
+}
+
+/** What a step holds: pairs (documents of lm), and tokens not computed twice. */
+function amountOf(trees: Tree[]) {
+  const pairs = trees.reduce((sum, { branches }) => sum + branches.length, 0)
+  return { pairs, prefix_tokens_saved: tokensSaved(trees) }
 }
 
 /** Linear warm-up, then constant or half a cosine down to 0. */

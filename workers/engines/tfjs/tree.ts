@@ -2,6 +2,8 @@
 export interface Tree {
   prefix: number[]
   branches: { query: number[]; answers: number[][] }[]
+  /** Of the user whose episode it is: accuracies are told by split. */
+  split?: string | undefined
 }
 
 /**

@@ -26,8 +26,8 @@ class Dataset:
     prefix_tokens_saved: int
 
 
-def read_rows(paths: list[str], columns: dict[str, type]) -> list[dict]:
-    """Rows of Parquet files, these columns only. Raises EngineError 'MissingFile', 'CorruptParquet'."""
+def read_rows(paths: list[str], columns: dict[str, type], optional: tuple[str, ...] = ()) -> list[dict]:
+    """Rows of Parquet files, these columns only, and the optional ones that are there. Raises EngineError 'MissingFile', 'CorruptParquet'."""
     rows = []
     for path in paths:
         if not Path(path).exists():
@@ -42,7 +42,8 @@ def read_rows(paths: list[str], columns: dict[str, type]) -> list[dict]:
             raise EngineError(
                 "CorruptParquet", f"{path} lacks the columns {', '.join(missing)}: check the spec's data"
             )
-        for position, row in enumerate(table.select(list(columns)).to_pylist()):
+        chosen = [*columns, *(name for name in optional if name in table.column_names)]
+        for position, row in enumerate(table.select(chosen).to_pylist()):
             for name, kind in columns.items():
                 if not isinstance(row[name], kind):
                     raise EngineError(
@@ -76,7 +77,7 @@ def load_dataset(paths: list[str], tokens: Tokens, spec) -> Dataset:
     if spec.objective == "lm":
         dataset = _document_units(read_documents(paths), tokens, spec)
     else:
-        dataset = _episode_units(read_rows(paths, EPISODE), tokens, spec)
+        dataset = _episode_units(read_rows(paths, EPISODE, ("split",)), tokens, spec)
     share = dataset.dropped / dataset.rows if dataset.rows else 0
     if share > spec.maxDroppedShare:
         raise EngineError(
@@ -114,7 +115,7 @@ def _episode_units(rows: list[dict], tokens: Tokens, spec) -> Dataset:
             )
         trees = groups.setdefault(row["group"], {})
         # One episode has one prefix, unless it was rendered otherwise.
-        tree = trees.setdefault((row["episode"], row["prefix"]), Tree(prefix, []))
+        tree = trees.setdefault((row["episode"], row["prefix"]), Tree(prefix, [], row.get("split") or ""))
         tree.branches.append(Branch(query, answers))
     units = [list(trees.values()) for trees in groups.values()]
     every = [tree for unit in units for tree in unit]

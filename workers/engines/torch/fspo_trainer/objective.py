@@ -31,6 +31,25 @@ def step_count(objective: str, trees: list[Tree]) -> int:
     return count
 
 
+def split_counts(trees: list[Tree]) -> dict[str, int]:
+    """Pairs of a step by the split of their user."""
+    counts: dict[str, int] = {}
+    for tree in trees:
+        counts[tree.split] = counts.get(tree.split, 0) + len(tree.branches)
+    return counts
+
+
+def split_accuracies(trees: list[Tree], logps, references, counts: dict[str, int]) -> dict[str, float]:
+    """The metric `rewards/accuracies` for each split by itself; trees may be a part of the step that was counted."""
+    ratios = logps.detach().view(-1, 2) - references.to(logps.device).view(-1, 2)
+    right = (ratios[:, 0] > ratios[:, 1]).tolist()
+    sums = dict.fromkeys(counts, 0.0)
+    names = (tree.split for tree in trees for _ in tree.branches)
+    for name, is_right in zip(names, right):
+        sums[name] += is_right / counts[name]
+    return {f"rewards/accuracies/{name}": value for name, value in sums.items() if name}
+
+
 def judge(weighing: Weighing, logps, references, lengths: list[int], count: int):
     """Loss (a tensor to go backward from) and metrics. Chosen and rejected answers alternate."""
     if not is_paired(weighing.objective):

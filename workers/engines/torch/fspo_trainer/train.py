@@ -27,13 +27,13 @@ from .contract import is_paired
 from .data import Dataset, Order, load_dataset, read_documents
 from .errors import EngineError
 from .events import emit, emit_metrics, stop_requested
-from .objective import Weighing, judge, step_count
+from .objective import Weighing, judge, split_accuracies, split_counts, step_count
 from .optimizer import Optimizer
 from .policy import Policy, adapter_off, score_trees, work_of
 from .ranks import Ranks
 from .seeds import canonical_json, seed_of
 from .tokens import learn_tokens
-from .tree import Tree, check_context
+from .tree import Tree, check_context, tokens_saved
 
 
 @dataclass
@@ -217,7 +217,8 @@ def _step(run: Run, done: int, trees: list[Tree]) -> None:
     applied = run.optimizer.step(done, loss)
     epoch = (done + 1) * run.spec.batch / len(run.data.units)
     seconds = time.monotonic() - started
-    metrics = {"loss": loss, **applied, "epoch": epoch, **metrics, "step_time": seconds}
+    amount = {"pairs": sum(len(tree.branches) for tree in trees), "prefix_tokens_saved": tokens_saved(trees)}
+    metrics = {"loss": loss, **applied, "epoch": epoch, **metrics, **amount, "step_time": seconds}
     emit_metrics("step", metrics, step=done + 1, totalSteps=run.spec.steps)
 
 
@@ -226,6 +227,7 @@ def run_trees(run: Run, trees: list[Tree], with_gradient: bool) -> tuple[float, 
     spec, ranks = run.spec, run.ranks
     weighing = Weighing(spec.objective, spec.beta or 1.0, spec.sftWeight, spec.labelSmoothing)
     count = step_count(spec.objective, trees)
+    counts = split_counts(trees)
     sums = {"loss": 0.0}
     for chunk, weight in ranks.share(trees, spec.torch.tokens):
         if run.reference is not None:
@@ -233,7 +235,10 @@ def run_trees(run: Run, trees: list[Tree], with_gradient: bool) -> tuple[float, 
         work = work_of(chunk, spec.shared)
         with torch.set_grad_enabled(with_gradient), run.policy.attending(spec.shared):
             logps = run.policy(work)
-            loss, metrics = judge(weighing, logps, _references(chunk), work.lengths, count)
+            references = _references(chunk)
+            loss, metrics = judge(weighing, logps, references, work.lengths, count)
+            if is_paired(spec.objective):
+                metrics |= split_accuracies(chunk, logps, references, counts)
             if with_gradient:
                 (loss * weight * ranks.world).backward()  # FSDP divides by the number of ranks
         for name, value in {"loss": loss.item(), **metrics}.items():

@@ -27,6 +27,7 @@ class Tree:
 
     prefix: list[int]
     branches: list[Branch]
+    split: str = ""  # of the user whose episode it is: accuracies are told by split
 
     def size(self) -> int:
         return len(self.prefix) + sum(branch_size(branch) for branch in self.branches)
