@@ -95,6 +95,8 @@ export interface EngineWork {
   /** What decides the result beside the spec's settings: the stage's key, or a hash of what is read. */
   recipe: string
   hooks: EngineHooks
+  /** Whether resumable checkpoints are copied to the store; not where the attempt's folder is as safe. Default: true. */
+  isCopied?: boolean
 }
 
 /**
@@ -127,7 +129,7 @@ async function runOnce(work: EngineWork, spec: EngineSpec): Promise<void> {
   const fenced = new AbortController()
   const publisher = createPublisher({ ...work, onFenced: (error) => fenced.abort(error) })
   const onEvent = (event: EngineEvent) => {
-    publisher.heard(event)
+    if (work.isCopied ?? true) publisher.heard(event)
     hooks.onEvent(event)
   }
   const signal = AbortSignal.any([hooks.signal, fenced.signal])
@@ -150,7 +152,7 @@ async function goOn({ store, attempt }: EngineWork, out: string, recipe: string)
 }
 
 /** Names all that decides what is trained, wherever its files lie. */
-function recipeOf(inputs: string, spec: TrainSpec): string {
+export function recipeOf(inputs: string, spec: TrainSpec): string {
   const { init, reference, data, evalData, out: _out, halved: _halved, ...settings } = spec
   const { saveEvery: _every, saveSeconds: _seconds, ...deciding } = settings
   const start = 'checkpoint' in init ? 'checkpoint' : init

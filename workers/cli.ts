@@ -3,7 +3,8 @@ import { Command, CommanderError, InvalidArgumentError } from 'commander'
 
 import { FspoError } from '../infra/errors.ts'
 import { addBuilds, storeHelp, withMetrics } from './builds.ts'
-import { exitCodes, type ExitCode } from './exits.ts'
+import { exitCodes, isOperational, type ExitCode } from './exits.ts'
+import { addModels } from './models.ts'
 import { addSchedules } from './nights.ts'
 import type { LetterFlags } from './rejects.ts'
 import type { RetryFlags } from './retry.ts'
@@ -47,10 +48,12 @@ function createProgram(finish: (code: ExitCode) => void): Command {
       finish(await run(flags, ['generate', 'train', 'evaluate']))
     },
   )
-  startable('train', 'the data and the models').action(async (flags: StartFlags) => {
+  const train = startable('train', 'the data and the models; with --data one model')
+  const runTraining = async (flags: StartFlags) => {
     const { run } = await import('./run.ts')
     finish(await run(flags, ['generate', 'train']))
-  })
+  }
+  addModels(program, { train, runTraining, finish })
   startable('generate', 'users, answers, preferences and episodes only').action(
     async (flags: StartFlags) => {
       const { run } = await import('./run.ts')
@@ -208,25 +211,6 @@ function explain(error: unknown, isDebug: boolean): ExitCode {
 
 function firstLine(text: string): string {
   return text.split('\n')[0] ?? text
-}
-
-const operational = new Set([
-  'NightBusy',
-  'UnknownBuild',
-  'RunFailed',
-  'RetryFailed',
-  'StackFailed',
-  'NoReport',
-  'NoWorker',
-  'NotSealed',
-  'StoreFull',
-  'StoreFailed',
-  'StoreUnreachable',
-])
-
-/** Errors of a run on its way; all others are of configuration or usage. */
-function isOperational({ type }: FspoError): boolean {
-  return operational.has(type)
 }
 
 /** Whoever reads what we print may have enough of it: no failure, and a session ends by itself (reader.ts). */

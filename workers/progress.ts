@@ -1,0 +1,119 @@
+import { createLogUpdate } from 'log-update'
+
+import type { EngineEvent } from '../activities/contract.ts'
+import { readable } from './pace.ts'
+
+/** Shows how an engine goes on. */
+export interface Progress {
+  hear(event: EngineEvent): void
+  /** A line that stays. */
+  say(line: string): void
+  end(): void
+}
+
+const barWidth = 20
+const quietMs = 10_000
+
+/** On a terminal one moving line; else a line at the first step, each 10 s and at the last step. */
+export function createProgress(stream: NodeJS.WriteStream): Progress {
+  const view = createView()
+  const update = stream.isTTY ? createLogUpdate(stream) : undefined
+  let spokeAt = -Infinity
+
+  function say(line: string) {
+    update?.done()
+    stream.write(`${line}\n`)
+  }
+
+  return {
+    hear(event) {
+      const { line, stays, isLast } = view(event)
+      if (stays) say(stays)
+      if (!line) return
+      if (update) update(line.slice(0, (stream.columns || 80) - 1))
+      else if (isLast || performance.now() - spokeAt >= quietMs) {
+        spokeAt = performance.now()
+        say(line)
+      }
+    },
+    say,
+    end: () => update?.done(),
+  }
+}
+
+/** What an event looks like, given those before it: a line that moves, or one that stays. */
+export function createView(now: () => number = () => performance.now()) {
+  let first: { at: number; done: number } | undefined
+  let pairs = 0
+
+  function pace(done: number, total: number) {
+    first ??= { at: now(), done }
+    const seconds = (now() - first.at) / 1000
+    const left = done > first.done ? ((total - done) * seconds) / (done - first.done) : undefined
+    return { seconds, eta: left === undefined || done >= total ? '' : `${readable(left)} left` }
+  }
+
+  return (event: EngineEvent): { line?: string; stays?: string; isLast?: boolean } => {
+    switch (event.event) {
+      case 'data':
+        return { stays: describeData(event) }
+      case 'step': {
+        const { step, totalSteps, metrics } = event
+        const isFirst = first === undefined
+        const { seconds, eta } = pace(step, totalSteps)
+        pairs += isFirst ? 0 : (metrics.pairs ?? 0)
+        const figures = [
+          `loss ${show(metrics.loss)}`,
+          ...named('margin', metrics['rewards/margins']),
+          ...named('accuracy', metrics['rewards/accuracies']),
+          ...(seconds > 0 && pairs > 0 ? [`${show(pairs / seconds)} pairs/s`] : []),
+          ...(eta ? [eta] : []),
+        ]
+        const line = `step ${step}/${totalSteps} ${bar(step, totalSteps)} ${figures.join('  ')}`
+        return { line, isLast: step === totalSteps }
+      }
+      case 'progress': {
+        const { done, total } = event
+        const line = `${done}/${total} ${bar(done, total)} ${pace(done, total).eta}`.trimEnd()
+        return { line, isLast: done === total }
+      }
+      case 'eval': {
+        const { eval_loss: loss, ...metrics } = event.metrics
+        const accuracy = named('accuracy', metrics['eval_rewards/accuracies'])
+        return {
+          stays: [`held out, step ${event.step}: loss ${show(loss)}`, ...accuracy].join('  '),
+        }
+      }
+      case 'hello': {
+        first = undefined
+        const versions = Object.entries(event.versions).map(
+          ([name, version]) => `${name} ${version}`,
+        )
+        return { stays: `${event.engine} (${versions.join(', ')})` }
+      }
+      case 'preempted':
+        return { stays: `stopped after step ${event.step}` }
+      default:
+        return {}
+    }
+  }
+}
+
+function describeData(event: Extract<EngineEvent, { event: 'data' }>): string {
+  const { rows, dropped, episodes, prefixTokensSaved } = event
+  const long = dropped > 0 ? `, ${dropped} too long and left out` : ''
+  return `${rows} rows in ${episodes} episodes${long}; shared prefixes save ${prefixTokensSaved} tokens a pass`
+}
+
+function bar(done: number, total: number): string {
+  const filled = total > 0 ? Math.round((Math.min(done, total) / total) * barWidth) : 0
+  return '█'.repeat(filled) + '░'.repeat(barWidth - filled)
+}
+
+function named(name: string, value: number | undefined): string[] {
+  return value === undefined ? [] : [`${name} ${show(value)}`]
+}
+
+function show(value: number | undefined): string {
+  return value === undefined ? '-' : String(Number(value.toPrecision(3)))
+}
