@@ -14,6 +14,7 @@ import { FspoError } from '../infra/errors.ts'
 import { isThere, moveLocal, namesIn, removeLocal } from '../infra/files.ts'
 import { canonicalJson, sha256 } from '../infra/hash.ts'
 import { encodeParquet } from '../infra/parquet.ts'
+import { createFileStore } from '../infra/store.ts'
 import { readEngineName, withEngine, type Alone } from './alone.ts'
 import { readDataset, type Dataset } from './datasets.ts'
 import { readEnvironment, withStore, type Environment } from './deps.ts'
@@ -195,10 +196,12 @@ function writeEpisodes(path: string, rows: Episode[]): string {
 
 /** Where attempts work: beside a local model, or here with copies in the bucket. */
 function workOf({ path, store, name, shown }: Place, { home }: Environment) {
-  const prefix = `${name}.work`
-  if (path !== undefined) return { folder: resolve(`${path}.work`), store, prefix, isCopied: false }
-  const folder = join(home, 'work', 'train', sha256(shown).slice(0, 12))
-  return { folder, store, prefix, isCopied: true }
+  if (path === undefined) {
+    const folder = join(home, 'work', 'train', sha256(shown).slice(0, 12))
+    return { folder, store, prefix: `${name}.work`, isCopied: true }
+  }
+  const folder = resolve(`${path}.work`)
+  return { folder, store: createFileStore(folder), prefix: 'claims', isCopied: false }
 }
 
 async function isTrained({ path, store, name }: Place, recipe: string): Promise<boolean> {
