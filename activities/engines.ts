@@ -38,7 +38,7 @@ export async function makeWithEngine(
   if (sealed) return summarySchema.parse(sealed)
   // Two runs that share the stage may make it at the same time, each in a folder of its own.
   const folder = `${deps.folder}/${run.prefix(ref.stage)}/${ref.run}`
-  const engine = deps.engine(run.config.operations)
+  const engine = deps.engine(run.config.spec.training.engine)
   await engine.clear(`${folder}/engine`)
   const attempt = await openAttempt({ store, prefix, owner: ref.run, folder })
   const startedAt = performance.now()

@@ -16,6 +16,7 @@ const tiny: Spec = {
   preferences: { judge: 'sim-judge', panel: 32, pairs: 480, unseenPairs: 48 },
   episodes: { shots: 4, queries: 4, perUser: 150, pairing: 'disagreeing' },
   training: {
+    engine: 'tfjs',
     architecture: { layers: 2, width: 96, heads: 4, hidden: 192, vocabulary: 1024, context: 512 },
     documents: 4800,
     beta: 0.05,
@@ -55,7 +56,6 @@ export const defaultOperations: Operations = {
   shardItems: 500,
   flushEvery: 256,
   window: 16,
-  engine: 'tfjs',
 }
 
 function simulated(model: string): Operations['models'][string] {

@@ -11,7 +11,13 @@ import type { Store } from '../infra/store.ts'
 import type { EngineEvent } from './contract.ts'
 import type { Items } from './items.ts'
 import { stagePrefix, versionKey, type Stage, type StageTable, type Versions } from './keys.ts'
-import { runConfigSchema, type Operations, type RunConfig } from './spec.ts'
+import {
+  runConfigSchema,
+  settleEngine,
+  type EngineName,
+  type Operations,
+  type RunConfig,
+} from './spec.ts'
 import type { CheckpointName, EngineContext, StageContext, StageName } from './stage.ts'
 import { readVersions } from './versions.ts'
 import type { Witness } from './witness.ts'
@@ -24,7 +30,7 @@ export interface Dependencies {
   chat(operations: Operations): Chat
   /** The batches of an alias; without it no model answers in batches. */
   batches?(operations: Operations): (alias: string) => Batches
-  engine(operations: Operations): Engine<EngineEvent>
+  engine(name: EngineName): Engine<EngineEvent>
   /** Makes items in another process; without it none is ever put into quarantine. */
   isolation?: Isolation
   /** Of what made the data, for the report. */
@@ -75,7 +81,7 @@ export async function readRunConfig(store: Store, run: string): Promise<RunConfi
     )
   }
   const parsed = runConfigSchema.safeParse(await readJson(store, key))
-  if (parsed.success) return parsed.data
+  if (parsed.success) return settleEngine(parsed.data)
   const reason = z.prettifyError(parsed.error).split('\n')[0]
   throw new FspoError('Config', `${key} in ${store.url} does not fit this version: ${reason}`)
 }

@@ -57,6 +57,7 @@ export const specSchema = z.strictObject({
     pairing: z.enum(['none', 'mirrored', 'disagreeing']),
   }),
   training: z.strictObject({
+    engine: z.enum(['tfjs', 'torch']).default('tfjs'), // equal to rounding, so their models differ in the last digits
     architecture: architectureSchema,
     documents: positive,
     beta: z.number().positive(),
@@ -137,7 +138,7 @@ export const operationsSchema = z.strictObject({
   flushEvery: positive.default(256), // items per chunk
   window: positive.max(100).default(16), // shards in flight per stage
   batch: batchSchema.optional(), // of models in mode batch
-  engine: z.enum(['tfjs', 'torch']).default('tfjs'),
+  engine: z.enum(['tfjs', 'torch']).optional(), // where configurations of before name it: see spec.training
   store: z.string().optional(), // a folder or s3://bucket/prefix?endpoint=…&region=…; default: .fspo/store
   budgetUsd: z.number().positive().optional(), // what the run may spend on models; at it the run pauses
 })
@@ -161,3 +162,15 @@ export const runConfigSchema = z.strictObject({
   operations: operationsSchema,
 })
 export type RunConfig = z.infer<typeof runConfigSchema>
+export type EngineName = Spec['training']['engine']
+
+/** The configuration with its engine in the spec, where it is part of what is made; `named` goes before both places. */
+export function settleEngine<Config extends { spec: Spec; operations: Operations }>(
+  config: Config,
+  named?: EngineName,
+): Config {
+  const { engine: old, ...operations } = config.operations
+  const engine = named ?? old ?? config.spec.training.engine
+  const training = { ...config.spec.training, engine }
+  return { ...config, spec: { ...config.spec, training }, operations }
+}

@@ -162,8 +162,9 @@ function optimizerOf(spec: Spec, phase: Phase) {
 
 /** What a phase's checkpoint depends on beside the stages it reads; the seed is in every stage key. */
 function contentOf(spec: Spec, phase: Phase) {
-  const { clip, maxTokens, beta, sftWeight, architecture } = spec.training
-  const shared = { v: 2, phase: spec.training[phase], clip, maxTokens }
+  const { engine, clip, maxTokens, beta, sftWeight, architecture } = spec.training
+  const other = engine === 'tfjs' ? {} : { engine } // keys of before knew of one engine only
+  const shared = { v: 2, phase: spec.training[phase], clip, maxTokens, ...other }
   if (phase === 'base') return { ...shared, architecture }
   if (phase === 'prefFt') return shared
   const start = spec.night?.start?.[phase]

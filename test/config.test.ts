@@ -110,12 +110,14 @@ test('a file that is missing or no JSON, an unknown preset and a bad name are on
 })
 
 test('the engine comes from the file or the flag, and only known ones are taken', async () => {
-  const path = file({ operations: { engine: 'torch' } })
-  assert.equal((await readSettings({ config: path }, parts)).operations.engine, 'torch')
-  assert.equal(
-    (await readSettings({ config: path, engine: 'tfjs' }, parts)).operations.engine,
-    'tfjs',
-  )
+  const before = { operations: { engine: 'torch' } } // as configurations named it once
+  for (const content of [before, { spec: { training: { engine: 'torch' } } }]) {
+    const path = file(content)
+    const { spec, operations } = await readSettings({ config: path }, parts)
+    assert.deepEqual([spec.training.engine, operations.engine], ['torch', undefined])
+    const flagged = await readSettings({ config: path, engine: 'tfjs' }, parts)
+    assert.equal(flagged.spec.training.engine, 'tfjs')
+  }
   await assert.rejects(readSettings({ engine: 'jax' }, parts), {
     name: 'Config',
     message: 'engine "jax" is not known: use tfjs or torch',

@@ -3,6 +3,8 @@ import { before, test } from 'node:test'
 
 import type { Episode } from '../activities/records.ts'
 import { samples } from '../activities/samples.ts'
+import { stageKey } from '../activities/keys.ts'
+import { stageTable } from '../activities/stages.ts'
 import { scores } from '../activities/scores.ts'
 import type { Spec } from '../activities/spec.ts'
 import type { EngineStage } from '../activities/stage.ts'
@@ -88,4 +90,13 @@ test('what a stage depends on is in its content, and nothing else', () => {
   const sharper: Spec = { ...spec, training: { ...spec.training, beta: 1 } }
   assert.deepEqual(base.content(sharper), base.content(spec))
   assert.notDeepEqual(pooled.content(sharper), pooled.content(spec))
+})
+
+test("what one engine trains is not taken for the other's, and keys of before stay", () => {
+  const torch: Spec = { ...spec, training: { ...spec.training, engine: 'torch' } }
+  for (const name of ['base', 'pref-ft', 'pooled', 'fspo', 'samples', 'scores'] as const)
+    assert.notEqual(stageKey(stageTable, name, torch), stageKey(stageTable, name, spec), name)
+  for (const name of ['episodes', 'preferences'] as const)
+    assert.equal(stageKey(stageTable, name, torch), stageKey(stageTable, name, spec), name)
+  assert.ok(!JSON.stringify(base.content(spec)).includes('engine'))
 })

@@ -4,6 +4,7 @@ import { join } from 'node:path'
 import { openAttempt } from '../activities/attempts.ts'
 import { engineEventSchema, type EngineSpec } from '../activities/contract.ts'
 import { runEngineSpec, type EngineWork } from '../activities/engines.ts'
+import type { EngineName } from '../activities/spec.ts'
 import { createEngine } from '../infra/engine.ts'
 import { FspoError } from '../infra/errors.ts'
 import { canonicalJson, sha256 } from '../infra/hash.ts'
@@ -30,7 +31,7 @@ export interface Alone {
 
 export interface AloneOptions {
   environment: Environment
-  engine: 'tfjs' | 'torch'
+  engine: EngineName
   /** Names of what is read and how: the same work goes on, other work starts anew. */
   recipe: string
   /** A local folder for all attempts. */
@@ -77,12 +78,6 @@ export async function withEngine(
     progress.end()
     for (const signal of signals) process.off(signal, interrupt)
   }
-}
-
-/** An engine's name. @throws FspoError 'Config' */
-export function readEngineName(name = 'tfjs'): 'tfjs' | 'torch' {
-  if (name === 'tfjs' || name === 'torch') return name
-  throw new FspoError('Config', `engine ${JSON.stringify(name)} is not known: use tfjs or torch`)
 }
 
 function readText(path: string): string {

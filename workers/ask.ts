@@ -11,11 +11,12 @@ import { removeLocal, writeLocal } from '../infra/files.ts'
 import { canonicalJson, sha256 } from '../infra/hash.ts'
 import { decodeParquet, encodeParquet } from '../infra/parquet.ts'
 import { createFileStore } from '../infra/store.ts'
-import { readEngineName, withEngine, type Alone } from './alone.ts'
+import { withEngine, type Alone } from './alone.ts'
 import { readDataset } from './datasets.ts'
 import { readEnvironment, withStore, type Environment } from './deps.ts'
 import type { ExitCode } from './exits.ts'
 import { findCheckpoint } from './places.ts'
+import { readEngineName } from './settings.ts'
 
 const sharedShape = {
   data: z.string({ error: 'name the dataset with --data' }),
@@ -160,7 +161,7 @@ async function ask(
   act: (asking: Asking) => Promise<Record<string, string | number>>,
 ): Promise<ExitCode> {
   const environment = withStore(readEnvironment(), { flag: flags.store })
-  const engine = readEngineName(flags.engine)
+  const engine = readEngineName(flags.engine ?? 'tfjs')
   const { train, held } = await readDataset(
     flags.data,
     { ...flags, heldOut: 0, pairing: 'none' },

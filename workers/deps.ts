@@ -6,7 +6,7 @@ import { z } from 'zod'
 
 import { engineEventSchema, type EngineEvent } from '../activities/contract.ts'
 import type { Dependencies } from '../activities/index.ts'
-import type { Operations } from '../activities/spec.ts'
+import type { EngineName, Operations } from '../activities/spec.ts'
 import { FspoError } from '../infra/errors.ts'
 import { createBatches } from '../infra/batches.ts'
 import { createEngine, type Engine } from '../infra/engine.ts'
@@ -180,7 +180,7 @@ export function createDependencies(
     return open
   }
 
-  function engine({ engine: name }: Operations): Engine<EngineEvent> {
+  function engine(name: EngineName): Engine<EngineEvent> {
     const known =
       engines.get(name) ??
       createEngine({

@@ -1,7 +1,7 @@
 import { existsSync } from 'node:fs'
 import { delimiter, join } from 'node:path'
 
-import type { Operations } from '../activities/spec.ts'
+import type { EngineName } from '../activities/spec.ts'
 import { FspoError } from '../infra/errors.ts'
 import { packageRoot, program } from './paths.ts'
 
@@ -17,7 +17,7 @@ export interface EngineProgram {
  * @throws FspoError 'EngineMissing' when torch is not installed
  */
 export function findEngine(
-  name: Operations['engine'],
+  name: EngineName,
   variables: Record<string, string | undefined>,
 ): EngineProgram {
   if (name === 'tfjs') return { command: program('engines/tfjs/main'), env: variables }

@@ -41,7 +41,7 @@ export async function run(
   }
   // Workers elsewhere have engines of their own; one that is missing here would show after an hour of data.
   if (!findTarget(environment) && parts.some((part) => part !== 'generate'))
-    findEngine(config.operations.engine, environment.variables)
+    findEngine(config.spec.training.engine, environment.variables)
   // With --json stdout is the report's alone.
   const display = createDisplay(flags.json ? process.stderr : process.stdout)
   const { real, simulated } = splitModels(config, aliasesOf(config.spec, parts))

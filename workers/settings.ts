@@ -6,8 +6,9 @@ import {
   operationsSchema,
   programJudge,
   runConfigSchema,
+  settleEngine,
   specSchema,
-  type Operations,
+  type EngineName,
   type RunConfig,
   type Spec,
 } from '../activities/spec.ts'
@@ -99,11 +100,8 @@ function settle(file: File, flags: RunFlags, parts: readonly Part[]): RunConfig 
       `model "${unknown}" is not in operations.models of ${path ?? preset} (${known}): add it there`,
     )
   }
-  const operations = {
-    ...file.operations,
-    engine: readEngine(flags.engine ?? file.operations.engine),
-  }
-  return { v: 1, run: run.data, spec, operations }
+  const named = flags.engine === undefined ? undefined : readEngineName(flags.engine)
+  return settleEngine({ v: 1, run: run.data, spec, operations: file.operations }, named)
 }
 
 /** What evaluation would refuse after hours of training is refused before. */
@@ -116,8 +114,9 @@ function foresee(spec: Spec, file: string): void {
   }
 }
 
-function readEngine(name: string): Operations['engine'] {
-  const engine = operationsSchema.shape.engine.safeParse(name)
+/** An engine's name. @throws FspoError 'Config' */
+export function readEngineName(name: string): EngineName {
+  const engine = specSchema.shape.training.shape.engine.safeParse(name)
   if (engine.success) return engine.data
   throw new FspoError('Config', `engine ${JSON.stringify(name)} is not known: use tfjs or torch`)
 }

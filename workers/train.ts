@@ -15,11 +15,12 @@ import { isThere, moveLocal, namesIn, removeLocal } from '../infra/files.ts'
 import { canonicalJson, sha256 } from '../infra/hash.ts'
 import { encodeParquet } from '../infra/parquet.ts'
 import { createFileStore } from '../infra/store.ts'
-import { readEngineName, withEngine, type Alone } from './alone.ts'
+import { withEngine, type Alone } from './alone.ts'
 import { readDataset, type Dataset } from './datasets.ts'
 import { readEnvironment, withStore, type Environment } from './deps.ts'
 import type { ExitCode } from './exits.ts'
 import { findCheckpoint, findPlace, type Place } from './places.ts'
+import { readEngineName } from './settings.ts'
 
 /** Flags of `fspo train --data`, checked and filled in. */
 const flagsSchema = z.object({
@@ -59,7 +60,7 @@ const longest = 2048 // tokens, unless asked for more
 export async function trainAlone(given: object): Promise<ExitCode> {
   const flags = readFlags(given)
   const environment = withStore(readEnvironment(), { flag: flags.store })
-  const engine = readEngineName(flags.engine)
+  const engine = readEngineName(flags.engine ?? 'tfjs')
   const dataset = await readDataset(flags.data, flags, environment)
   if (dataset.train.length === 0)
     throw new FspoError('BadData', `${flags.data} has no rows to train on: all are held out`)
