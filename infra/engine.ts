@@ -90,18 +90,19 @@ async function runChild<Event extends EngineEventLike>(
   await clear(folder, graceMs)
   const killsBefore = countMemoryKills()
   const whole = [...command, commandOf(spec), writeSpec(folder, spec)]
-  const { child, saidFrom } = start(whole, folder, env)
-  const kill = () => void clear(folder, graceMs).catch(() => {}) // the stuck one is the next attempt's to end
+  const { child, saidFrom, marks } = start(whole, folder, env)
+  // Its own processes only: by now another attempt may be at work in the folder. A stuck one is the next one's to end.
+  const kill = () => void endProcesses(watch.marks(), { graceMs }).catch(() => {})
   const silence = watchSilence({ silenceMs, onSilence: kill })
   const hear = (event: Event) => {
     silence.heard(event.event)
     onEvent?.(event)
   }
-  const watch = watchEvents(child, { folder, events, onEvent: hear })
+  const watch = watchEvents(child, { folder, events, marks, onEvent: hear })
   signal?.addEventListener('abort', kill, { once: true })
   try {
     const [exit] = await Promise.all([exitOf(child), watch.finished])
-    await endProcesses(readMarks(folder), { graceMs: 0 }) // whatever it left behind
+    await endProcesses(watch.marks(), { graceMs: 0 }) // whatever it left behind
     signal?.throwIfAborted()
     check({
       last: watch.last(),
@@ -138,8 +139,7 @@ function start(command: string[], folder: string, env?: Record<string, string | 
   })
   closeSync(log)
   child.stdin?.on('error', () => {}) // it ended first
-  if (child.pid) writeMarks(folder, [child.pid])
-  return { child, saidFrom }
+  return { child, saidFrom, marks: writeMarks(folder, child.pid ? [child.pid] : []) }
 }
 
 function watchEvents<Event extends EngineEventLike>(
@@ -147,14 +147,18 @@ function watchEvents<Event extends EngineEventLike>(
   {
     folder,
     events,
+    marks: first,
     onEvent,
   }: {
     folder: string
     events: z.ZodType<Event>
+    /** Of the process itself; its hello may name more. */
+    marks: ProcessMark[]
     onEvent: (event: Event) => void
   },
 ) {
   let last: EngineEventLike | undefined
+  let marks = first
   const lines = createInterface({ input: child.stdout! })
   lines.on('line', (line) => {
     const parsed = events.safeParse(parseJson(line))
@@ -164,10 +168,10 @@ function watchEvents<Event extends EngineEventLike>(
     }
     last = parsed.data
     appendFileSync(join(folder, 'events.jsonl'), `${line}\n`)
-    if (last.pids) writeMarks(folder, [child.pid!, ...last.pids])
+    if (last.pids) marks = writeMarks(folder, [child.pid!, ...last.pids])
     onEvent(parsed.data)
   })
-  return { last: () => last, finished: once(lines, 'close') }
+  return { last: () => last, marks: () => marks, finished: once(lines, 'close') }
 }
 
 async function exitOf(child: ChildProcess): Promise<string> {
@@ -252,9 +256,10 @@ function parseJson(line: string): unknown {
   }
 }
 
-function writeMarks(folder: string, pids: number[]) {
+function writeMarks(folder: string, pids: number[]): ProcessMark[] {
   const marks = [...new Set(pids)].map((pid) => ({ pid, start: startOf(pid) }))
   writeFileSync(join(folder, 'pids.json'), JSON.stringify(marks))
+  return marks
 }
 
 function readMarks(folder: string): ProcessMark[] {
