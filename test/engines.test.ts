@@ -121,6 +121,32 @@ test('an engine that says nothing for too long is ended, and may be tried again'
   assert.ok(existsSync(join(out, 'model.json')))
 })
 
+test('ranks that a killed launcher named are ended with it, whatever they do', async () => {
+  const folder = mkdtempSync(join(tmpdir(), 'fspo-engine-'))
+  const rank = 'process.on("SIGTERM", () => {}); setInterval(() => {}, 1000)'
+  const launcher = `
+    const { spawn } = require('node:child_process')
+    const options = { detached: true, stdio: 'ignore' }
+    const ranks = [0, 1].map(() => spawn(process.execPath, ['-e', ${JSON.stringify(rank)}], options))
+    const pids = ranks.map(({ pid }) => pid)
+    console.log(JSON.stringify({ event: 'hello', engine: 'launcher', versions: {}, pids }))
+    setTimeout(() => process.kill(process.pid, 'SIGKILL'), 200)`
+  const engine = createEngine({
+    command: [process.execPath, '-e', launcher],
+    events: engineEventSchema,
+  })
+  let pids: number[] = []
+  const onEvent = (event: EngineEvent) => {
+    if (event.event === 'hello') pids = event.pids
+  }
+  await assert.rejects(engine.run({ command: 'train' }, { folder, onEvent }), {
+    name: 'EngineExit',
+    message: /ended with SIGKILL after 'hello'/,
+  })
+  assert.equal(pids.length, 2)
+  assert.ok(pids.every((pid) => !isAlive({ pid, start: startOf(pid) })))
+})
+
 test('silence is measured in steps where ten of them are longer', async () => {
   let hasHung = false
   const silence = watchSilence({ silenceMs: 40, onSilence: () => (hasHung = true) })
