@@ -50,7 +50,7 @@ function missingEngine(): string | false {
     findEngine('torch', process.env)
     return false
   } catch {
-    return 'the torch engine is not installed: \`python3 workers/trainer.py --test\` installs it'
+    return 'the torch engine is not installed: `python3 workers/trainer.py --test` installs it'
   }
 }
 
