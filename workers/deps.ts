@@ -148,7 +148,6 @@ export function createDependencies(
 ): Dependencies {
   const chats = new Map<string, Chat>()
   const counters = new Map<string, ReturnType<typeof createBatches>>()
-  const engines = new Map<string, Engine<EngineEvent>>()
 
   /** One chat, so one set of limiters, per process and models. */
   function chat({ models }: Operations): Chat {
@@ -180,25 +179,13 @@ export function createDependencies(
     return open
   }
 
-  function engine(name: EngineName): Engine<EngineEvent> {
-    const known =
-      engines.get(name) ??
-      createEngine({
-        ...findEngine(name, environment.variables),
-        events: engineEventSchema,
-        devices: readDevices(environment.variables),
-      })
-    engines.set(name, known)
-    return known
-  }
-
   return {
     store: createPatientStore(openStore(environment)),
     folder: join(environment.home, 'work'),
     versions: readVersions(),
     chat,
     batches,
-    engine,
+    engine: openEngines(environment),
     witness,
     isolation: createIsolation({ command: program('isolate'), env: environment.variables }),
   }
@@ -214,5 +201,16 @@ function readVersions(): Record<string, string> {
     fspo: version,
     node: process.version,
     ...Object.fromEntries(named.map((name) => [name, dependencies[name] ?? ''])),
+  }
+}
+
+/** Engines by name, each set up once. */
+function openEngines({ variables }: Environment): (name: EngineName) => Engine<EngineEvent> {
+  const engines = new Map<string, Engine<EngineEvent>>()
+  return (name) => {
+    const settings = { events: engineEventSchema, devices: readDevices(variables) }
+    const known = engines.get(name) ?? createEngine({ ...findEngine(name, variables), ...settings })
+    engines.set(name, known)
+    return known
   }
 }
