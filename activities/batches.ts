@@ -1,6 +1,7 @@
 import { systemClock } from '../infra/clock.ts'
 import { shardPrefix } from '../infra/shards.ts'
 import type { Making } from './making.ts'
+import type { Tell } from './meter.ts'
 import { openSame, type StageRef } from './planning.ts'
 import { cancelShard, collectEnded, counterOf } from './rounds.ts'
 
@@ -47,7 +48,9 @@ export async function cancelShards(
 
 async function openCounter(making: Making, ref: ShardsRef, hooks: { signal: AbortSignal }) {
   const run = await openSame(making.runs, ref)
-  const counter = counterOf(making, run.config.operations, hooks)
+  const { witness } = making.deps
+  const tell: Tell = (alias, paid) => witness?.pay?.(ref.stage, alias, paid)
+  const counter = counterOf(making, run.config.operations, { ...hooks, tell })
   return { counter, prefixOf: (shard: number) => shardPrefix(run.prefix(ref.stage), shard) }
 }
 

@@ -6,7 +6,7 @@ import type { ChatRequest } from '../infra/llm.ts'
 import type { Store } from '../infra/store.ts'
 import type { Purses } from './budget.ts'
 import type { Attempt } from './loop.ts'
-import type { Meter } from './meter.ts'
+import type { Meter, Tell } from './meter.ts'
 import { createReplay } from './replay.ts'
 import { runShard, type ShardOptions } from './shard.ts'
 import {
@@ -32,8 +32,6 @@ export interface BatchWait {
   batches: number
 }
 
-const notingMs = 1_500
-
 /** What a shard's batches are submitted, watched and collected with. */
 export interface Counter {
   store: Store
@@ -42,6 +40,8 @@ export interface Counter {
   /** How long to wait for money that others hold, and for room in a provider's queue. */
   delays: { pollMs: number; longestPollMs: number }
   signal: AbortSignal
+  /** Is told what a batch came to. */
+  tell?: Tell | undefined
 }
 
 interface Round extends Counter {
@@ -58,10 +58,10 @@ interface Round extends Counter {
 export function counterOf(
   { deps: { store, batches }, purses }: { deps: Dependencies; purses: Purses },
   operations: Operations,
-  { signal }: { signal: AbortSignal },
+  { signal, tell }: { signal: AbortSignal; tell?: Tell | undefined },
 ): Counter {
   const delays = { ...batchDefaults, ...operations.batch }
-  if (batches) return { store, purses, signal, delays, batches: batches(operations) }
+  if (batches) return { store, purses, signal, tell, delays, batches: batches(operations) }
   throw new FspoError(
     'Config',
     'this worker has no way to batches: set the mode of models to online',
@@ -129,7 +129,10 @@ async function collect(counter: Counter, slip: Slip, batch: Batch): Promise<void
   const isRefused = batch.status === 'failed'
   const kept = isRefused ? undefined : await keepAnswers({ store, api, signal }, slip, batch)
   const isFirst = await noteDone(store, slip, batch.status)
-  if (isFirst) await purses.settle(run, heldUsd - (kept?.costUsd ?? 0))
+  if (isFirst) {
+    await purses.settle(run, heldUsd - (kept?.costUsd ?? 0))
+    if (kept) counter.tell?.(slip.intent.alias, kept)
+  }
   if (isRefused && !slip.isCancelled) throw refusal(batch, slip, counter.delays.longestPollMs)
   if (batch.status !== 'cancelled' || slip.isCancelled || kept?.left === 0) return
   throw new FspoError(
@@ -190,7 +193,7 @@ async function afford(
   } catch (error) {
     if (!(error instanceof FspoError) || error.type !== 'BudgetReached') throw error
     // What another shard has claimed at this moment it has noted at the next.
-    await systemClock.sleep(notingMs, signal)
+    await systemClock.sleep(1_500, signal)
     if (!(await isHeld(round))) return purses.claim(run, amount)
     const why = `${error.message}; batches on their way may leave some of it`
     throw new FspoError('BudgetHeld', why, { retryable: true, retryAfterMs: delays.pollMs })

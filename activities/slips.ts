@@ -3,7 +3,7 @@ import { z } from 'zod'
 import { readRequests, type Batch, type BatchAnswer, type Batches } from '../infra/batches.ts'
 import { FspoError } from '../infra/errors.ts'
 import { sha256 } from '../infra/hash.ts'
-import { notePaid } from '../infra/journal.ts'
+import { addPaid, notePaid, type Paid } from '../infra/journal.ts'
 import type { ChatReply } from '../infra/llm.ts'
 import type { Store } from '../infra/store.ts'
 import { describe, errorSchema, revive } from '../infra/tasks.ts'
@@ -139,7 +139,7 @@ export async function keepAnswers(
   { store, api, signal }: { store: Store; api: Batches; signal: AbortSignal },
   { key, intent }: Slip,
   batch: Batch,
-): Promise<{ costUsd: number; left: number }> {
+): Promise<Paid & { left: number }> {
   const prefix = key.slice(0, key.lastIndexOf('/'))
   const requests = readRequests(await store.get(`${prefix}/${intent.file}`))
   const answers = new Map<string, BatchAnswer>()
@@ -158,8 +158,10 @@ export async function keepAnswers(
   await store.put(`${key}-answers.jsonl`, new TextEncoder().encode(text))
   await notePaid(store, prefix, billsOf(await readAnswers(store, prefix)))
   const bills = [...billsOf(toAnswers(told)).values()]
-  return { costUsd: bills.reduce((sum, { costUsd }) => sum + costUsd, 0), left }
+  return { ...bills.reduce<Paid>(addPaid, free), left }
 }
+
+const free: Paid = { promptTokens: 0, completionTokens: 0, costUsd: 0 }
 
 function silence(id: string, { id: batch, status }: Batch): BatchAnswer {
   const message = `batch ${batch} (${status}) says nothing of a request: try again, or with mode online`

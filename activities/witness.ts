@@ -19,6 +19,8 @@ export interface Work {
 /** Is told of each attempt at a shard: what logs, metrics and traces are made of. */
 export interface Witness {
   begin(work: Work): Account
+  /** Requests were paid with no attempt at a shard under way: those of batches. */
+  pay?(stage: string, alias: string, paid: Paid): void
 }
 
 /** What a witness hears of one attempt, as it goes; nothing of this may throw. */

@@ -13,8 +13,10 @@ import { createRuns, writeConfig } from '../activities/runs.ts'
 import type { Operations, Spec } from '../activities/spec.ts'
 import { spentBy } from '../activities/spend.ts'
 import { stageTable } from '../activities/stages.ts'
+import type { Witness } from '../activities/witness.ts'
 import { createBatches } from '../infra/batches.ts'
 import type { FspoError } from '../infra/errors.ts'
+import type { Paid } from '../infra/journal.ts'
 import { createLedger } from '../infra/ledger.ts'
 import { createChat } from '../infra/llm.ts'
 import type { Summary } from '../infra/manifests.ts'
@@ -61,10 +63,16 @@ async function open(
   const operations = { ...defaultOperations, models, ...more }
   const runs = createRuns({ store }, stageTable)
   const place = { models, simulatorUrl: simulator.url }
+  const told: Paid[] = []
+  const witness: Witness = {
+    begin: () => assert.fail('nothing is made through activities'),
+    pay: (_stage, _alias, paid) => void told.push(paid),
+  }
   const deps = {
     store,
     folder,
     versions: {},
+    witness,
     chat: () => createChat(place),
     batches: () => createBatches(place),
     engine: () => assert.fail('no engine is needed'),
@@ -73,6 +81,7 @@ async function open(
   const making = { runs, deps, purses: createPurses(store), steering, killers: new Set<string>() }
   return {
     making,
+    told,
     /** As the start of a run does. */
     async begin() {
       await writeConfig(store, { v: 1, run, spec, operations })
@@ -122,6 +131,8 @@ test('a shard is made in rounds, follow-ups of failed lines included, and settle
     calm = summary.contentHash
     assert.deepEqual([summary.rows, summary.rejects, plant.simulator.counts().batches], [16, 0, 1])
     const spent = await assertExact(plant, ref)
+    const tokens = opened.told.reduce((sum, { promptTokens }) => sum + promptTokens, 0)
+    assert.equal(tokens, plant.simulator.counts().promptTokens, 'what metrics are told')
     assert.ok(Math.abs(((await totalOf(plant.store)) ?? 0) - spent) < 1e-9)
     await sealWhole({ runs: opened.making.runs, store: plant.store }, ref)
     await inPlant({ faults: faulty, batches: { expire: 1, refuse: 1 } }, async (other) => {

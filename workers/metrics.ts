@@ -2,6 +2,7 @@ import type { Runtime } from '@temporalio/worker'
 
 import type { Account, Witness, Work } from '../activities/witness.ts'
 import type { CallRecord } from '../infra/endpoints.ts'
+import type { Paid } from '../infra/journal.ts'
 import type { Chat } from '../infra/llm.ts'
 
 /** Upper bounds of the histograms' buckets, in seconds, by name without unit. */
@@ -114,17 +115,19 @@ function watchShards(meter: MetricMeter, sums: Sums) {
   const loss = meter.createGauge('fspo_engine_loss', 'float', '', 'Training loss, latest step')
   const begun = new Map<string, Set<{ since: number }>>() // shards at work, by stage
 
+  function pay(stage: string, model: string, paid: Paid) {
+    sums.add('tokens', paid.promptTokens, { stage, model, kind: 'prompt' })
+    sums.add('tokens', paid.completionTokens, { stage, model, kind: 'completion' })
+    sums.add('cost', paid.costUsd, { stage, model })
+  }
+
   function begin({ stage }: Work): Account {
     const since = performance.now()
     const one = { since }
     const atWork = begun.get(stage) ?? new Set()
     begun.set(stage, atWork.add(one))
     return {
-      pay(model, { promptTokens, completionTokens, costUsd }) {
-        sums.add('tokens', promptTokens, { stage, model, kind: 'prompt' })
-        sums.add('tokens', completionTokens, { stage, model, kind: 'completion' })
-        sums.add('cost', costUsd, { stage, model })
-      },
+      pay: (model, paid) => pay(stage, model, paid),
       keep(items, rejects) {
         sums.add('items', items - rejects, { stage, outcome: 'made' })
         sums.add('items', rejects, { stage, outcome: 'rejected' })
@@ -151,7 +154,7 @@ function watchShards(meter: MetricMeter, sums: Sums) {
     }
   }
 
-  const witness: Witness = { begin }
+  const witness: Witness = { begin, pay }
   return { witness, publish }
 }
 

@@ -45,7 +45,12 @@ export async function openTelemetry({
     parts.push(createTraces({ store, logger, redact: createRedactor(variables) }))
   }
   return {
-    witness: { begin: (work) => joined(parts.map(({ witness }) => witness.begin(work))) },
+    witness: {
+      begin: (work) => joined(parts.map(({ witness }) => witness.begin(work))),
+      pay(...payment) {
+        for (const { witness } of parts) witness.pay?.(...payment)
+      },
+    },
     onCall: parts.find(({ onCall }) => onCall)?.onCall,
     watch: parts.find(({ watch }) => watch)?.watch,
     async close() {
