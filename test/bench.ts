@@ -3,6 +3,7 @@ import { limits } from './benches/limits.ts'
 import { million } from './benches/million.ts'
 import { orchestrate } from './benches/orchestrate.ts'
 import { simulator } from './benches/simulator.ts'
+import { train } from './benches/train.ts'
 
 /** Measurements: `npm run bench -- <name> [flags] [--json]`; each reads its own flags and prints its figures. */
 const benches: Record<string, (args: string[]) => Promise<void>> = {
@@ -11,6 +12,7 @@ const benches: Record<string, (args: string[]) => Promise<void>> = {
   million,
   limits,
   chaos,
+  train,
 }
 
 const [name = '', ...args] = process.argv.slice(2)

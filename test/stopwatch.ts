@@ -1,0 +1,146 @@
+import { spawn, type ChildProcess } from 'node:child_process'
+import { once } from 'node:events'
+import { join } from 'node:path'
+import { createInterface } from 'node:readline'
+import { fileURLToPath } from 'node:url'
+
+import { z } from 'zod'
+
+import type { EngineProgram } from '../workers/engine.ts'
+import { createOrder } from '../workers/engines/tfjs/data.ts'
+import { readUsage } from './meter.ts'
+import { startEngine } from './nano.ts'
+
+/** The Python half of the measurement. */
+export const benchScript = fileURLToPath(import.meta.resolve('./torch/bench.py'))
+const stepSchema = z.object({ optimizerSeconds: z.number() })
+/** Before torch or TensorFlow start: idle threads that spin would slow whoever else computes. */
+const calm = { OMP_WAIT_POLICY: 'passive', GOMP_SPINCOUNT: '0' }
+
+/** An episode's size: tokens of the prefix, and pairs that share it. */
+export interface Cell {
+  prefix: number
+  pairs: number
+}
+
+/** One training step, seen from outside its process. */
+export interface Sample extends Cell {
+  seconds: number
+  cpuSeconds: number // user and system, all threads
+  peakMB: number // of resident memory, from the process's start
+}
+
+/** A model on disk beside episodes, one per cell: what bench.py made. */
+export interface Bench {
+  folder: string
+  layers: number
+  cells: Cell[]
+}
+
+/** Steps of an engine as `fspo run` starts it, one per chosen cell; the first two come first, the rest anyhow. */
+export async function measureEngine(
+  { folder, cells }: Bench,
+  {
+    chosen,
+    program,
+    precision,
+  }: { chosen: number[]; program?: EngineProgram; precision?: 'bfloat16' },
+): Promise<Sample[]> {
+  const { seed, order } = orderOf(chosen.length)
+  const checkpoint = join(folder, 'model')
+  const spec = {
+    v: 1,
+    command: 'train',
+    objective: 'ipo_sum',
+    init: { checkpoint },
+    reference: checkpoint,
+    data: chosen.map((cell) => join(folder, `rows-${cell}.parquet`)),
+    batch: 1,
+    steps: chosen.length + 1, // the last is not waited for, nor is the checkpoint after it
+    seed,
+    maxTokens: 4096,
+    out: join(folder, 'out'),
+    beta: 0.05,
+    learningRate: 1e-6,
+    ...(precision && { torch: { precision } }),
+  }
+  const engine = startEngine(folder, spec, { env: calm, ...(program && { program }) })
+  try {
+    return await meter(engine.child, {
+      cells: order.map((place) => cells[chosen[place]!]!),
+      async next(step) {
+        await engine.until((event) => event.event === 'step' && event.step === step)
+        if (engine.events.some((event) => event.event === 'step' && event.step === step)) return 0
+        throw new Error(`the engine ended: ${JSON.stringify(engine.events.at(-1))}`)
+      },
+    })
+  } finally {
+    engine.child.kill('SIGKILL')
+    await engine.exit
+  }
+}
+
+/** Steps of TRL's DPOTrainer, one pair of each chosen cell, in their order. */
+export async function measureTrl(
+  { folder, cells }: Bench,
+  { chosen, python, completionOnly }: { chosen: number[]; python: string; completionOnly: boolean },
+): Promise<Sample[]> {
+  const ask = JSON.stringify({ cells: chosen, completionOnly })
+  const child = spawn(python, [benchScript, 'trl', folder, ask], {
+    env: { ...process.env, ...calm, HF_HOME: join(folder, 'hub') },
+    stdio: ['ignore', 'pipe', 'pipe'],
+  })
+  let stderr = ''
+  child.stderr.on('data', (data: Buffer) => (stderr += data.toString()))
+  const ended = once(child, 'close')
+  const lines = createInterface(child.stdout)[Symbol.asyncIterator]()
+  try {
+    return await meter(child, {
+      cells: chosen.map((cell) => ({ ...cells[cell]!, pairs: 1 })),
+      async next() {
+        for (;;) {
+          const { value, done } = await lines.next()
+          if (done) throw new Error(`TRL ended: ${stderr}`)
+          if (value.startsWith('{"event"')) {
+            const { optimizerSeconds } = stepSchema.parse(JSON.parse(value))
+            return 0.75 * optimizerSeconds // it would step once in four pairs
+          }
+        }
+      },
+    })
+  } finally {
+    child.kill('SIGKILL')
+    await ended
+  }
+}
+
+/** Reads time and usage whenever a step ends; `next` resolves then, with the seconds that are not to count. */
+async function meter(
+  child: ChildProcess,
+  { cells, next }: { cells: Cell[]; next: (step: number) => Promise<number> },
+): Promise<Sample[]> {
+  const samples: Sample[] = []
+  let before = { at: performance.now(), cpuMs: 0 } // of the warm-up nobody asks
+  for (const [i, cell] of cells.entries()) {
+    const spared = await next(i + 1)
+    const { child: usage } = readUsage({ child: child.pid! })
+    const now = { at: performance.now(), cpuMs: usage!.cpuMs }
+    samples.push({
+      ...cell,
+      seconds: (now.at - before.at) / 1000 - spared,
+      cpuSeconds: (now.cpuMs - before.cpuMs) / 1000 - spared,
+      peakMB: usage!.peakRssMB,
+    })
+    before = now
+  }
+  return samples
+}
+
+/** A seed whose first epoch starts with units 0 and 1, and that epoch's order. */
+function orderOf(count: number): { seed: number; order: number[] } {
+  for (let seed = 0; ; seed++) {
+    const at = createOrder(count, { batch: 1, seed })
+    const order = Array.from({ length: count }, (_, step) => at(step)[0]!)
+    if (order[0] === 0 && order[1] === 1) return { seed, order }
+  }
+}
