@@ -116,7 +116,7 @@ function makeModels(folder: string, python: string, sizes: Sizes) {
     const ask = {
       layers: bench.layers,
       vocabulary: Math.round((vocabulary * bench.layers) / depth), // head and layers in proportion
-      keyValueHeads: 9,
+      keyValueHeads: 3,
       cells: bench.cells.map(({ prefix, pairs }) => [prefix, pairs]),
     }
     const args = [benchScript, 'make', bench.folder, JSON.stringify(ask)]

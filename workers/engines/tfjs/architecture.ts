@@ -1,11 +1,15 @@
 import { createRandom } from '../../../infra/random.ts'
 import type { RotationTable } from './kernels.ts'
 
-/** A Llama decoder as Hugging Face defines it: RMSNorm, RoPE, SwiGLU, tied embeddings, no biases. */
+/**
+ * A Llama decoder as Hugging Face defines it: RMSNorm, RoPE, SwiGLU, tied embeddings, no biases. Several query
+ * heads may share one head of keys and values.
+ */
 export interface LlamaConfig {
   layers: number
   width: number
   heads: number
+  keyValueHeads: number
   hidden: number
   vocabulary: number
   context: number
@@ -18,7 +22,7 @@ export function parameterShapes(config: LlamaConfig): { name: string; shape: num
   const { layers, width, hidden, vocabulary } = config
   const perLayer = [
     { name: 'norm1', shape: [width, 1] },
-    { name: 'qkv', shape: [width, 3 * width] },
+    { name: 'qkv', shape: [width, headSize(config) * headRows(config)] },
     { name: 'output', shape: [width, width] },
     { name: 'norm2', shape: [width, 1] },
     { name: 'gate', shape: [width, hidden] },
@@ -33,6 +37,18 @@ export function parameterShapes(config: LlamaConfig): { name: string; shape: num
     { name: 'norm', shape: [1, width] },
   ]
 }
+
+/** Columns of one head. */
+export function headSize({ width, heads }: Pick<LlamaConfig, 'width' | 'heads'>): number {
+  return width / heads
+}
+
+/** Heads of queries, keys and values together: one token's rows in `qkv`, in this order. */
+export function headRows({ heads, keyValueHeads }: HeadCounts): number {
+  return heads + 2 * keyValueHeads
+}
+
+export type HeadCounts = Pick<LlamaConfig, 'heads' | 'keyValueHeads'>
 
 /** Number of parameters. */
 export function parameterCount(config: LlamaConfig): number {
@@ -54,18 +70,19 @@ export function initialWeights(config: LlamaConfig, seed: number): Float32Array 
 }
 
 /** cos and sin of position * theta^(-2i/size), for q (with the attention's scale), k, and v (not turned). */
-export function rotationTable({ context, width, heads, ropeTheta }: LlamaConfig): RotationTable {
-  const size = width / heads
+export function rotationTable(config: LlamaConfig): RotationTable {
+  const { context, heads, keyValueHeads, ropeTheta } = config
+  const size = headSize(config)
   const half = size / 2
-  const pairs = (3 * width) / 2
+  const pairs = headRows(config) * half
   const cosine = new Float32Array(context * pairs)
   const sine = new Float32Array(context * pairs)
-  const scales = [1 / Math.sqrt(size), 1]
   for (let position = 0; position < context; position++) {
     for (let pair = 0; pair < pairs; pair++) {
-      const part = Math.floor(pair / (heads * half))
-      const angle = part === 2 ? 0 : position * ropeTheta ** (-(pair % half) / half)
-      const scale = scales[part] ?? 1
+      const head = Math.floor(pair / half)
+      const isTurned = head < heads + keyValueHeads
+      const angle = isTurned ? position * ropeTheta ** (-(pair % half) / half) : 0
+      const scale = head < heads ? 1 / Math.sqrt(size) : 1
       cosine[position * pairs + pair] = scale * Math.cos(angle)
       sine[position * pairs + pair] = scale * Math.sin(angle)
     }

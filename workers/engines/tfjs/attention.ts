@@ -1,6 +1,7 @@
 import * as tf from '@tensorflow/tfjs-core'
 import type { Tensor } from '@tensorflow/tfjs-core'
 
+import { headRows, type HeadCounts } from './architecture.ts'
 import type { Kernels } from './kernels.ts'
 import type { Group } from './tree.ts'
 
@@ -13,15 +14,14 @@ type GroupState = {
   output: Tensor
 }
 
-/** Attention over the groups of a plan; `qkv` is [tokens, 3 * heads * size] with RoPE and scale applied. */
+/** Attention over the groups of a plan; `qkv` is [tokens, head rows * size] with RoPE and scale applied. */
 export interface Attention {
   forward(qkv: Tensor): { output: Tensor; states: GroupState[] }
   /** Gradient of `qkv` from that of the output, whose pad row must be zero. */
   backward(states: GroupState[], gradient: Tensor): Tensor
 }
 
-interface Shape {
-  heads: number
+interface Shape extends HeadCounts {
   size: number // of a head
   tokens: number // rows of qkv
   outputs: number // rows of the output
@@ -30,7 +30,8 @@ interface Shape {
 
 /**
  * Gathers queries, keys and values of each group by row and head, so that one batched product per group
- * serves all rows of all heads and a prefix, computed once, is read by every branch.
+ * serves all rows of all heads and a prefix, computed once, is read by every branch. Query heads that share
+ * keys stand one after the other in the rows of one product.
  */
 export function createAttention(kernels: Kernels, groups: Group[], shape: Shape): Attention {
   const indices = groups.map((group) => uploadGroup(kernels, group, shape))
@@ -40,7 +41,7 @@ export function createAttention(kernels: Kernels, groups: Group[], shape: Shape)
 
   function forward(qkv: Tensor) {
     return tf.tidy(() => {
-      const rows = kernels.reshape(qkv, [shape.tokens * 3 * shape.heads, shape.size])
+      const rows = kernels.reshape(qkv, [shape.tokens * headRows(shape), shape.size])
       const states = groups.map((group, i) =>
         attend(kernels, rows, { group, ...indices[i]!, ...shape }),
       )
@@ -67,7 +68,7 @@ export function createAttention(kernels: Kernels, groups: Group[], shape: Shape)
       })
       const buffer = kernels.concat([...parts, zero])
       const ranges = gradientIndex.map((index) => kernels.rowSums(buffer, index))
-      return kernels.reshape(kernels.concat(ranges), [shape.tokens, 3 * shape.heads * shape.size])
+      return kernels.reshape(kernels.concat(ranges), [shape.tokens, headRows(shape) * shape.size])
     })
   }
   return { forward, backward }
@@ -77,20 +78,21 @@ export function createAttention(kernels: Kernels, groups: Group[], shape: Shape)
 function attend(
   kernels: Kernels,
   rows: Tensor,
-  options: { group: Group; heads: number; size: number } & Record<'q' | 'k' | 'v' | 'bias', Tensor>,
+  options: { group: Group } & Shape & Record<'q' | 'k' | 'v' | 'bias', Tensor>,
 ): GroupState {
-  const { group, heads, size } = options
-  const batch = heads * group.rows
+  const { group, heads, keyValueHeads, size } = options
+  const batch = keyValueHeads * group.rows
+  const queries = (heads / keyValueHeads) * group.queries
   const pick = (index: Tensor, length: number) =>
     kernels.reshape(kernels.rows(rows, index), [batch, length, size])
-  const q = pick(options.q, group.queries)
+  const q = pick(options.q, queries)
   const k = pick(options.k, group.keys)
   const v = pick(options.v, group.keys)
   const weights = tf.tidy(() => {
     const scores = kernels.batchProduct(q, k, { right: true })
-    const plane = group.rows * group.queries * group.keys
-    const biased = kernels.add(kernels.reshape(scores, [heads, plane]), options.bias)
-    return kernels.softmax(kernels.reshape(biased, [batch, group.queries, group.keys]))
+    const plane = group.rows * queries * group.keys
+    const biased = kernels.add(kernels.reshape(scores, [keyValueHeads, plane]), options.bias)
+    return kernels.softmax(kernels.reshape(biased, [batch, queries, group.keys]))
   })
   return { q, k, v, weights, output: kernels.batchProduct(weights, v) }
 }
@@ -110,79 +112,123 @@ function attendBackward(kernels: Kernels, state: GroupState, gradient: Tensor): 
   return [dq, dk, dv]
 }
 
-/** Indices into rows of one head: token * 3 heads + (q, k, v) * heads + head, in the order [head, row, place]. */
-function uploadGroup(kernels: Kernels, group: Group, { heads }: Shape) {
-  const expand = (tokens: Int32Array, { stride, offset }: { stride: number; offset: number }) => {
+/**
+ * Indices into rows of one head, `token * head rows + head`: queries in the order [key head, row, query head,
+ * place], keys and values in [key head, row, place].
+ */
+function uploadGroup(kernels: Kernels, group: Group, shape: Shape) {
+  const { heads, keyValueHeads } = shape
+  const upload = (index: Int32Array) => kernels.upload(index, [index.length])
+  const byQuery = (tokens: Int32Array, stride: number) => {
     const index = new Int32Array(heads * tokens.length)
-    for (let h = 0, at = 0; h < heads; h++) {
-      for (let i = 0; i < tokens.length; i++) index[at++] = tokens[i]! * stride + offset + h
-    }
-    return kernels.upload(index, [index.length])
+    eachQuery(group, shape, (at, head, place) => (index[at] = tokens[place]! * stride + head))
+    return upload(index)
   }
+  const byKey = (first: number) => {
+    const { keyIndex } = group
+    const index = new Int32Array(keyValueHeads * keyIndex.length)
+    for (let h = 0, at = 0; h < keyValueHeads; h++) {
+      for (let i = 0; i < keyIndex.length; i++)
+        index[at++] = keyIndex[i]! * headRows(shape) + first + h
+    }
+    return upload(index)
+  }
+  const bias = repeatBias(group, heads / keyValueHeads)
   return {
-    q: expand(group.queryIndex, { stride: 3 * heads, offset: 0 }),
-    k: expand(group.keyIndex, { stride: 3 * heads, offset: heads }),
-    v: expand(group.keyIndex, { stride: 3 * heads, offset: 2 * heads }),
-    outputs: expand(group.outputIndex, { stride: heads, offset: 0 }),
-    bias: kernels.upload(group.bias, [1, group.bias.length]),
+    q: byQuery(group.queryIndex, headRows(shape)),
+    k: byKey(heads),
+    v: byKey(heads + keyValueHeads),
+    outputs: byQuery(group.outputIndex, heads),
+    bias: kernels.upload(bias, [1, bias.length]),
   }
 }
 
+/** Visits a group's queries in their order: where each stands, its head, and its place in the group's index. */
+function eachQuery(
+  group: Group,
+  { heads, keyValueHeads }: HeadCounts,
+  visit: (at: number, head: number, place: number) => void,
+) {
+  const sharing = heads / keyValueHeads
+  let at = 0
+  for (let h = 0; h < heads; h += sharing)
+    for (let row = 0; row < group.rows; row++)
+      for (let head = h; head < h + sharing; head++)
+        for (let query = 0; query < group.queries; query++)
+          visit(at++, head, row * group.queries + query)
+}
+
+/** The bias of each row as often as query heads share its keys. */
+function repeatBias({ rows, bias }: Group, sharing: number): Float32Array {
+  if (sharing === 1) return bias
+  const plane = bias.length / rows
+  const repeated = new Float32Array(sharing * bias.length)
+  for (let i = 0; i < sharing * rows; i++) {
+    const row = Math.floor(i / sharing)
+    repeated.set(bias.subarray(row * plane, (row + 1) * plane), i * plane)
+  }
+  return repeated
+}
+
 /** For each output row and head, its row among all groups' outputs; the zero row where there is none. */
-function uploadOutputIndex(kernels: Kernels, groups: Group[], { heads, outputs }: Shape): Tensor {
+function uploadOutputIndex(kernels: Kernels, groups: Group[], shape: Shape): Tensor {
+  const { heads, outputs } = shape
   const total = groups.reduce((sum, group) => sum + heads * group.outputIndex.length, 0)
   const index = new Int32Array(outputs * heads).fill(total)
   let start = 0
-  for (const { outputIndex } of groups) {
-    outputIndex.forEach((output, place) => {
-      if (output === outputs - 1) return // the pad row
-      for (let h = 0; h < heads; h++)
-        index[output * heads + h] = start + h * outputIndex.length + place
+  for (const group of groups) {
+    eachQuery(group, shape, (at, head, place) => {
+      const output = group.outputIndex[place]!
+      if (output < outputs - 1) index[output * heads + head] = start + at // not the pad row
     })
-    start += heads * outputIndex.length
+    start += heads * group.outputIndex.length
   }
   return kernels.upload(index, [index.length])
 }
 
 /**
- * For each token, part (q, k, v) and head, the rows of gradient to add up: one per use. Prefix tokens have
+ * For each token and each of its head rows, the rows of gradient to add up: one per use. Prefix tokens have
  * many uses, others one or two, so the two ranges are gathered apart.
  */
 function uploadGradientIndex(kernels: Kernels, groups: Group[], shape: Shape): Tensor[] {
-  const { heads, tokens, prefixTokens } = shape
-  const { uses, total } = collectUses(groups, shape)
-  const ranges = [
-    [0, prefixTokens],
-    [prefixTokens, tokens],
-  ] as const
+  const perToken = headRows(shape)
+  const uses = new Int32Array(shape.tokens * perToken)
+  const total = eachUse(groups, shape, (slot) => uses[slot]!++)
+  const border = shape.prefixTokens * perToken
+  const ranges = [uses.subarray(0, border), uses.subarray(border)].map((own) => {
+    const most = own.reduce((max, count) => Math.max(max, count), 1)
+    return { width: own.length, index: new Int32Array(most * own.length).fill(total) }
+  })
+  uses.fill(0)
+  eachUse(groups, shape, (slot, row) => {
+    const { width, index } = ranges[slot < border ? 0 : 1]!
+    index[uses[slot]!++ * width + (slot < border ? slot : slot - border)] = row
+  })
   return ranges
-    .filter(([from, to]) => to > from)
-    .map(([from, to]) => {
-      const most = uses.slice(from * 3, to * 3).reduce((max, list) => Math.max(max, list.length), 1)
-      const width = (to - from) * 3 * heads
-      const index = new Int32Array(most * width).fill(total)
-      for (let slot = from * 3; slot < to * 3; slot++) {
-        uses[slot]!.forEach(({ row, stride }, use) => {
-          const at = use * width + (slot - from * 3) * heads
-          for (let h = 0; h < heads; h++) index[at + h] = row + h * stride
-        })
-      }
-      return kernels.upload(index, [most, width])
-    })
+    .filter(({ width }) => width > 0)
+    .map(({ width, index }) => kernels.upload(index, [index.length / width, width]))
 }
 
-function collectUses(groups: Group[], { heads, tokens }: Shape) {
-  const uses: { row: number; stride: number }[][] = Array.from({ length: tokens * 3 }, () => [])
-  let total = 0
-  for (const { queryIndex, keyIndex } of groups) {
-    for (const [part, index] of [queryIndex, keyIndex, keyIndex].entries()) {
-      for (let place = 0; place < index.length; place++) {
-        const token = index[place]!
-        if (token === tokens - 1) continue // the pad token takes no part
-        uses[token * 3 + part]!.push({ row: total + place, stride: index.length })
-      }
-      total += heads * index.length
+/** Visits every row of gradient with the token and head row it belongs to; returns how many rows there are. */
+function eachUse(
+  groups: Group[],
+  shape: Shape,
+  visit: (slot: number, row: number) => void,
+): number {
+  const { heads, keyValueHeads, tokens } = shape
+  const perToken = headRows(shape)
+  let start = 0
+  const note = (token: number, headRow: number, row: number) => {
+    if (token < tokens - 1) visit(token * perToken + headRow, start + row) // the pad takes no part
+  }
+  for (const group of groups) {
+    const { queryIndex, keyIndex } = group
+    eachQuery(group, shape, (at, head, place) => note(queryIndex[place]!, head, at))
+    start += heads * queryIndex.length
+    for (let headRow = heads; headRow < heads + 2 * keyValueHeads; headRow++) {
+      keyIndex.forEach((token, place) => note(token, headRow, place))
+      start += keyIndex.length
     }
   }
-  return { uses, total }
+  return start
 }

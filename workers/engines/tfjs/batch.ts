@@ -1,6 +1,6 @@
 import type { Tensor } from '@tensorflow/tfjs-core'
 
-import type { LlamaConfig } from './architecture.ts'
+import { headSize, type LlamaConfig } from './architecture.ts'
 import { createAttention, type Attention } from './attention.ts'
 import type { Kernels, Rotation, RotationTable } from './kernels.ts'
 import type { Plan } from './tree.ts'
@@ -21,9 +21,10 @@ export function openBatch(
   { kernels, config }: { kernels: Kernels; config: LlamaConfig },
   { plan, table }: { plan: Plan; table: RotationTable },
 ): Batch {
-  const { heads, width } = config
+  const { heads, keyValueHeads } = config
   const tokens = plan.tokens.length
-  const shape = { heads, size: width / heads, tokens, prefixTokens: plan.prefixTokens }
+  const size = headSize(config)
+  const shape = { heads, keyValueHeads, size, tokens, prefixTokens: plan.prefixTokens }
   return {
     plan,
     tokens: kernels.upload(plan.tokens, [tokens]),

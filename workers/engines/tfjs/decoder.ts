@@ -1,6 +1,7 @@
 import * as tf from '@tensorflow/tfjs-core'
 import type { Tensor } from '@tensorflow/tfjs-core'
 
+import { headRows, headSize, type HeadCounts } from './architecture.ts'
 import type { Kernels } from './kernels.ts'
 import { layerForward, layerWeights, mlpForward } from './layer.ts'
 import { finalLogits, type Llama } from './llama.ts'
@@ -46,7 +47,7 @@ export function createDecoder(
           slotCount * (layout.prefix + layout.own + generated + 1),
         ]),
         own: layout.own + generated + 1,
-        ...slotIndices(kernels, llama, slotCount),
+        ...slotIndices(kernels, llama.config, slotCount),
       }
       let x = kernels.rows(weights[0]!, kernels.upload(tokens, [slotCount]))
       for (let i = 0; i < llama.config.layers; i++) {
@@ -63,9 +64,9 @@ export function createDecoder(
     const kept = keepUnits(layout, units)
     for (const cache of caches) {
       if (layout.prefix > 0) {
-        pick(cache, ['prefixKeys', 'prefixValues'], headRows(heads, layout.unitCount, units))
+        pick(cache, ['prefixKeys', 'prefixValues'], chosenRows(heads, layout.unitCount, units))
       }
-      pick(cache, ['keys', 'values'], headRows(heads, layout.slotCount, kept.slots))
+      pick(cache, ['keys', 'values'], chosenRows(heads, layout.slotCount, kept.slots))
     }
     layout = kept.layout
   }
@@ -87,7 +88,7 @@ export function createDecoder(
 }
 
 /** Which of `heads * count` rows, heads first, belong to the chosen of each head. */
-function headRows(heads: number, count: number, chosen: number[]): Int32Array {
+function chosenRows(heads: number, count: number, chosen: number[]): Int32Array {
   return Int32Array.from({ length: heads * chosen.length }, (_, i) => {
     return Math.floor(i / chosen.length) * count + chosen[i % chosen.length]!
   })
@@ -102,13 +103,13 @@ function prefill(
   const { config } = llama
   const model = { kernels, config }
   const { slotCount, slotBranches, prefix, own, unitCount } = layout
-  const size = config.width / config.heads
+  const size = headSize(config)
   let logits = new Float32Array(0)
   const caches = llama.withBatch(layout.plan, (batch) => {
     let x = kernels.rows(weights[0]!, batch.tokens)
     const gathered: LayerCache[] = []
     const pick = (rows: Tensor, options: { tokens: Int32Array; part: number; shape: number[] }) =>
-      kernels.reshape(kernels.rows(rows, headIndex(kernels, config.heads, options)), options.shape)
+      kernels.reshape(kernels.rows(rows, headIndex(kernels, config, options)), options.shape)
     for (let i = 0; i < config.layers; i++) {
       const layer = layerForward(model, layerWeights(weights, i), {
         x,
@@ -137,26 +138,30 @@ function prefill(
   return { caches, logits }
 }
 
-/** Rows of q, k or v (part 0, 1, 2) of tokens, heads first. */
+/** Rows of q, k or v (part 0, 1, 2) of tokens, heads first; keys and values once per query head. */
 function headIndex(
   kernels: Kernels,
-  heads: number,
+  counts: HeadCounts,
   { tokens, part }: { tokens: Int32Array; part: number },
 ): Tensor {
+  const { heads, keyValueHeads } = counts
   const index = new Int32Array(heads * tokens.length)
   for (let h = 0, at = 0; h < heads; h++) {
-    for (let i = 0; i < tokens.length; i++) index[at++] = tokens[i]! * 3 * heads + part * heads + h
+    const shared = heads + (part - 1) * keyValueHeads + Math.floor((h * keyValueHeads) / heads)
+    const row = part === 0 ? h : shared
+    for (let i = 0; i < tokens.length; i++) index[at++] = tokens[i]! * headRows(counts) + row
   }
   return kernels.upload(index, [index.length])
 }
 
-function slotIndices(kernels: Kernels, { config: { heads } }: Llama, slotCount: number) {
+function slotIndices(kernels: Kernels, counts: HeadCounts, slotCount: number) {
+  const { heads } = counts
   const slots = Int32Array.from({ length: slotCount }, (_, slot) => slot)
   const back = Int32Array.from({ length: slotCount * heads }, (_, i) => {
     return (i % heads) * slotCount + Math.floor(i / heads)
   })
   const [query, key, value] = [0, 1, 2].map((part) =>
-    headIndex(kernels, heads, { tokens: slots, part }),
+    headIndex(kernels, counts, { tokens: slots, part }),
   )
   return { query: query!, key: key!, value: value!, back: kernels.upload(back, [back.length]) }
 }
@@ -195,12 +200,12 @@ function decodeLayer(
   const { x, cache, step } = options
   const weights = layerWeights(options.weights, options.i)
   const { slotCount } = step.layout
-  const size = config.width / config.heads
+  const size = headSize(config)
   return tf.tidy(() => {
     const normed = kernels.multiply(x, kernels.inverseNorm(x, config.epsilon))
     const folded = kernels.multiply(weights.qkv, weights.norm1)
     const qkv = step.rotation.forward(kernels.product(normed, folded))
-    const rows = kernels.reshape(qkv, [slotCount * 3 * config.heads, size])
+    const rows = kernels.reshape(qkv, [slotCount * headRows(config), size])
     const single = (index: Tensor) =>
       kernels.reshape(kernels.rows(rows, index), [config.heads * slotCount, 1, size])
     for (const name of ['keys', 'values'] as const) {

@@ -1,7 +1,7 @@
 import { z } from 'zod'
 
 import { FspoError } from '../../../infra/errors.ts'
-import { parameterCount, parameterShapes, type LlamaConfig } from './architecture.ts'
+import { headSize, parameterCount, parameterShapes, type LlamaConfig } from './architecture.ts'
 import type { NamedTensor } from './safetensors.ts'
 
 const hubConfigSchema = z.object({
@@ -13,6 +13,7 @@ const hubConfigSchema = z.object({
   num_hidden_layers: z.int().positive(),
   num_attention_heads: z.int().positive(),
   num_key_value_heads: z.int().positive(),
+  head_dim: z.int().positive().nullish(),
   max_position_embeddings: z.int().positive(),
   rms_norm_eps: z.number().positive(),
   rope_theta: z.number().positive().optional(),
@@ -33,8 +34,8 @@ export function configFiles(config: LlamaConfig, endId: number) {
     intermediate_size: config.hidden,
     num_hidden_layers: config.layers,
     num_attention_heads: config.heads,
-    num_key_value_heads: config.heads,
-    head_dim: config.width / config.heads,
+    num_key_value_heads: config.keyValueHeads,
+    head_dim: headSize(config),
     max_position_embeddings: config.context,
     rms_norm_eps: config.epsilon,
     rope_theta: config.ropeTheta,
@@ -69,16 +70,19 @@ export function configOf(text: string, path: string): LlamaConfig {
     )
   }
   const hub = parsed.data
-  if (hub.num_key_value_heads !== hub.num_attention_heads) {
+  const heads = hub.num_attention_heads
+  const size = hub.hidden_size / heads
+  if (size % 2 !== 0 || (hub.head_dim ?? size) !== size || heads % hub.num_key_value_heads !== 0) {
     throw new FspoError(
       'CorruptCheckpoint',
-      `${path}: num_key_value_heads is ${hub.num_key_value_heads}, num_attention_heads ${hub.num_attention_heads}: this engine has no grouped queries, use the torch engine`,
+      `${path}: hidden_size ${hub.hidden_size}, num_attention_heads ${heads}, num_key_value_heads ${hub.num_key_value_heads}, head_dim ${hub.head_dim ?? size}: this engine needs even heads that make up hidden_size and share keys evenly, use the torch engine`,
     )
   }
   return {
     layers: hub.num_hidden_layers,
     width: hub.hidden_size,
-    heads: hub.num_attention_heads,
+    heads,
+    keyValueHeads: hub.num_key_value_heads,
     hidden: hub.intermediate_size,
     vocabulary: hub.vocab_size,
     context: hub.max_position_embeddings,
@@ -126,7 +130,8 @@ interface HubTensor {
 }
 
 function hubTensors(config: LlamaConfig): HubTensor[] {
-  const { width, heads } = config
+  const { width, heads, keyValueHeads } = config
+  const size = headSize(config)
   const same = (i: number) => i
   let offset = 0
   return parameterShapes(config).flatMap(({ name, shape }): HubTensor[] => {
@@ -140,14 +145,19 @@ function hubTensors(config: LlamaConfig): HubTensor[] {
       return [{ name: 'model.norm.weight', shape: [width], offset: start, place: same }]
     const prefix = `model.layers.${layer}.`
     if (part === 'qkv') {
-      return ['q_proj', 'k_proj', 'v_proj'].map((projection, which) => ({
+      const projections = [
+        { name: 'q_proj', first: 0, count: heads },
+        { name: 'k_proj', first: heads, count: keyValueHeads },
+        { name: 'v_proj', first: heads + keyValueHeads, count: keyValueHeads },
+      ]
+      return projections.map(({ name: projection, first, count }) => ({
         name: `${prefix}self_attn.${projection}.weight`,
-        shape: [width, width],
+        shape: [count * size, width],
         offset: start,
         place(i) {
           const [out, into] = [Math.floor(i / width), i % width]
-          const column = which === 2 ? out : interleave(out, width / heads)
-          return into * columns + which * width + column
+          const column = projection === 'v_proj' ? out : interleave(out, size)
+          return into * columns + first * size + column
         },
       }))
     }

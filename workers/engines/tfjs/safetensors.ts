@@ -15,6 +15,9 @@ const entrySchema = z.object({
   data_offsets: z.tuple([z.int(), z.int()]),
 })
 
+/** Bytes per value. */
+const widths: Record<string, number> = { F32: 4, BF16: 2 }
+
 /** A safetensors file: header length, JSON header padded to 8 bytes, raw data. */
 export function encodeSafetensors(tensors: NamedTensor[]): Uint8Array {
   let offset = 0
@@ -36,7 +39,7 @@ export function encodeSafetensors(tensors: NamedTensor[]): Uint8Array {
   return bytes
 }
 
-/** The tensors of a file by name. @throws FspoError 'CorruptCheckpoint' naming `path` */
+/** The tensors of a file by name, as 32-bit floats. @throws FspoError 'CorruptCheckpoint' naming `path` */
 export function decodeSafetensors(bytes: Uint8Array, path: string): Map<string, NamedTensor> {
   const corrupt = (what: string) =>
     new FspoError('CorruptCheckpoint', `${path}: ${what}: restore the checkpoint folder`)
@@ -58,16 +61,29 @@ export function decodeSafetensors(bytes: Uint8Array, path: string): Map<string, 
       shape,
       data_offsets: [from, to],
     } = entry.data
-    if (dtype !== 'F32') throw corrupt(`tensor ${name} is ${dtype}, this engine reads F32 only`)
+    const width = widths[dtype]
+    if (!width) throw corrupt(`tensor ${name} is ${dtype}, this engine reads F32 and BF16 only`)
     const size = shape.reduce((a, b) => a * b, 1)
-    if (to - from !== 4 * size || 8 + length + to > buffer.length) {
+    if (to - from !== width * size || 8 + length + to > buffer.length) {
       throw corrupt(`tensor ${name} has ${to - from} bytes for shape [${shape.join(', ')}]`)
     }
-    const values = new Float32Array(size)
-    buffer.copy(Buffer.from(values.buffer), 0, 8 + length + from, 8 + length + to)
-    tensors.set(name, { name, shape, values })
+    const raw = buffer.subarray(8 + length + from, 8 + length + to)
+    tensors.set(name, { name, shape, values: width === 4 ? floatsOf(raw) : widened(raw) })
   }
   return tensors
+}
+
+function floatsOf(raw: Buffer): Float32Array {
+  const values = new Float32Array(raw.length / 4)
+  raw.copy(Buffer.from(values.buffer))
+  return values
+}
+
+/** A bfloat16 is the upper half of a float, both little-endian. */
+function widened(raw: Buffer): Float32Array {
+  const bits = new Uint32Array(raw.length / 2)
+  for (let i = 0; i < bits.length; i++) bits[i] = raw.readUInt16LE(2 * i) << 16
+  return new Float32Array(bits.buffer)
 }
 
 function parseJson(text: string): unknown {

@@ -207,7 +207,8 @@ async function start(
   await rm(work, { recursive: true, force: true }) // of another spec
   if ('checkpoint' in spec.init) return { checkpoint: await loadCheckpoint(spec.init.checkpoint) }
   const { architecture, specialTokens } = spec.init
-  const config = { ...architecture, ropeTheta: 10_000, epsilon: 1e-5 }
+  const keyValueHeads = architecture.heads
+  const config = { ...architecture, keyValueHeads, ropeTheta: 10_000, epsilon: 1e-5 }
   if (config.width % (2 * config.heads) !== 0) {
     throw new FspoError(
       'BadSpec',
