@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict'
-import { spawn } from 'node:child_process'
+import { execFileSync, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { mkdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
@@ -9,7 +9,7 @@ import { z } from 'zod'
 
 import { decodeParquet } from '../infra/parquet.ts'
 import { findEngine, type EngineProgram } from '../workers/engine.ts'
-import { sampledSchema, scoredSchema } from '../workers/engines/tfjs/rows.ts'
+import { sampledSchema, sampleRowSchema, scoredSchema } from '../workers/engines/tfjs/rows.ts'
 import { packageRoot } from '../workers/paths.ts'
 import {
   lossesOf,
@@ -21,6 +21,7 @@ import {
   trainSpec,
   writeRows,
 } from './nano.ts'
+import { benchScript } from './stopwatch.ts'
 
 const missing = missingEngine()
 const skip = missing ?? false
@@ -165,6 +166,51 @@ test('three steps of IPO lose the same in both engines', { skip }, async (t) => 
   losses[1]!.forEach((loss, i) => assert.ok(Math.abs(loss / losses[0]![i]! - 1) < 1e-3))
   assert.equal(losses[1]!.length, 3)
 })
+
+for (const dtype of ['float32', 'bfloat16']) {
+  test(
+    `a small SmolLM2 in ${dtype} trains and samples alike in both engines`,
+    { skip },
+    async (t) => {
+      const folder = temporaryFolder(t)
+      const ask = { layers: 2, vocabulary: 320, keyValueHeads: 3, cells: [[40, 2]], dtype }
+      const make = [benchScript, 'make', folder, JSON.stringify(ask)]
+      execFileSync(torch.command[0]!, make, { stdio: 'ignore' })
+      const checkpoint = join(folder, 'model')
+      const data = [join(folder, 'rows-0.parquet')]
+      const found = await Promise.all(
+        [undefined, torch].map(async (program) => {
+          const own = temporaryFolder(t)
+          const spec = { reference: checkpoint, data, steps: 3, maxTokens: 512, batch: 1 }
+          const changes = { ...spec, init: { checkpoint }, learningRate: 1e-4 }
+          const options = program && { program }
+          const trained = await runEngine(own, trainSpec(own, changes), options)
+          const rows = [
+            { id: 'one', prefix: 'Who', query: 'asks?' },
+            { id: 'two', prefix: '', query: 'I' },
+          ]
+          const ask = {
+            v: 1,
+            command: 'sample',
+            checkpoint,
+            temperature: 0,
+            maxNewTokens: 8,
+            seed: 0,
+            data: [writeRows(join(own, 'asked.parquet'), rows, sampleRowSchema)],
+            out: join(own, 'drawn.parquet'),
+          }
+          assert.equal((await runEngine(own, ask, options)).code, 0)
+          const drawn = await decodeParquet(sampledSchema, readFileSync(ask.out))
+          return { losses: lossesOf(trained.events), texts: drawn.map(({ text }) => text) }
+        }),
+      )
+      const [ours, theirs] = found
+      assert.equal(ours!.losses.length, 3)
+      assert.ok(relativeError(ours!.losses, theirs!.losses) < 1e-3, JSON.stringify(found))
+      assert.deepEqual(ours!.texts, theirs!.texts)
+    },
+  )
+}
 
 test('what only torch can do is refused by tfjs in one line', async (t) => {
   const folder = temporaryFolder(t)

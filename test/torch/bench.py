@@ -1,6 +1,6 @@
 """What `npm run bench -- train` needs of Python: random models with their episodes, and TRL's DPOTrainer.
 
-    bench.py make <folder> <json>    {"layers", "vocabulary", "keyValueHeads", "cells": [[prefix, pairs], ...]}
+    bench.py make <folder> <json>    {"layers", "vocabulary", "keyValueHeads", "cells": [[prefix, pairs], ...], "dtype"}
     bench.py trl <folder> <json>     {"cells": [index, ...], "completionOnly": bool}
 
 A step of TRL is one JSON line, as the engines write them, so that one meter reads all. The weights are random: speed
@@ -53,7 +53,7 @@ def make(folder: Path, ask: dict) -> None:
         num_key_value_heads=ask["keyValueHeads"],
         **SMOLLM2,
     )
-    model = LlamaForCausalLM(config)
+    model = LlamaForCausalLM(config).to(getattr(torch, ask.get("dtype", "float32")))
     model.save_pretrained(folder / "model")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(TINY / name, folder / "model" / name)

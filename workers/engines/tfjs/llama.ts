@@ -13,9 +13,9 @@ import {
 import type { Kernels, RotationTable } from './kernels.ts'
 import type { Plan } from './tree.ts'
 
-/** What a forward pass keeps for the backward one. */
+/** What a forward pass keeps for the backward one: of a layer all it computed, or its input alone. */
 export type ForwardState = {
-  layers: LayerState[]
+  layers: (LayerState | { input: Tensor })[]
   inverse: Tensor
   normed: Tensor
   hidden: Tensor
@@ -43,11 +43,18 @@ export interface Llama {
   ): Tensor
 }
 
-/** Builds the passes of an architecture on a kernel set. */
-export function createLlama(kernels: Kernels, config: LlamaConfig): Llama {
+/**
+ * Builds the passes of an architecture on a kernel set. Where layers would keep more than `keptBytes` for the
+ * backward pass, each keeps its input alone and is computed again then: the same numbers for a third more time.
+ */
+export function createLlama(
+  kernels: Kernels,
+  config: LlamaConfig,
+  { keptBytes = 2 ** 31 }: { keptBytes?: number } = {},
+): Llama {
   const shapes = parameterShapes(config).map(({ shape }) => shape)
   const table = rotationTable(config)
-  const model = { kernels, config }
+  const model = { kernels, config, keptBytes }
   return {
     config,
     shapes,
@@ -63,21 +70,30 @@ interface Model {
   config: LlamaConfig
 }
 
+/** Bytes that a layer keeps: some rows as wide as the model, some as its MLP, and the attention's weights. */
+function layerBytes({ width, hidden, heads }: LlamaConfig, { tokens, groups }: Plan): number {
+  const scores = groups.reduce((sum, { bias }) => sum + bias.length, 0)
+  return 4 * (tokens.length * (8 * width + 5 * hidden) + heads * scores)
+}
+
 function forward(
-  model: Model,
+  model: Model & { keptBytes: number },
   weights: Tensor[],
   { batch, keep }: { batch: Batch; keep: boolean },
 ) {
   const { kernels, config } = model
-  const layers: LayerState[] = []
+  const keepsAll = config.layers * layerBytes(config, batch.plan) <= model.keptBytes
+  const layers: ForwardState['layers'] = []
   let x = kernels.rows(weights[0]!, batch.tokens)
   for (let i = 0; i < config.layers; i++) {
     const isLast = i === config.layers - 1
-    const { output, state } = layerForward(model, layerWeights(weights, i), { x, batch, isLast })
-    x.dispose()
+    const own = layerWeights(weights, i)
+    const { output, state, qkv } = layerForward(model, own, { x, batch, isLast })
+    qkv.dispose()
+    if (keep) layers.push(keepsAll ? state : { input: x })
+    if (!keep || keepsAll) x.dispose()
+    if (!keep || !keepsAll) tf.dispose(state)
     x = output
-    if (keep) layers.push(state)
-    else tf.dispose(state)
   }
   const { inverse, normed, hidden, logits } = head(model, weights, x)
   const probabilities = kernels.softmax(logits)
@@ -128,14 +144,13 @@ function backward(
   let dx = top.x
   for (let i = config.layers - 1; i >= 0; i--) {
     const isLast = i === config.layers - 1
-    const layer = tf.tidy(() =>
-      layerBackward(model, layerWeights(weights, i), {
-        state: state.layers[i]!,
-        dy: dx,
-        batch,
-        isLast,
-      }),
-    )
+    const layer = tf.tidy(() => {
+      const own = layerWeights(weights, i)
+      const kept = state.layers[i]!
+      const whole =
+        'input' in kept ? layerForward(model, own, { x: kept.input, batch, isLast }).state : kept
+      return layerBackward(model, own, { state: whole, dy: dx, batch, isLast })
+    })
     tf.dispose([dx, state.layers[i]!])
     dx = layer.dx
     layer.gradients.forEach((gradient, j) => (gradients[1 + i * 7 + j] = gradient))
