@@ -91,7 +91,6 @@ async function measureAll(sizes: Sizes, rounds: number) {
     for (let i = 0; i < rounds; i++) {
       loads.push(readLoad())
       await measureRound(all, { torch, deep, shallow, isFirst: i === 0 })
-      console.error(`round ${i + 1} of ${rounds} done`)
     }
   } finally {
     rmSync(folder, { recursive: true, force: true })
@@ -162,6 +161,7 @@ function add(
   all: Samples,
   { trainer, layers, sample }: { trainer: string; layers: number; sample: Sample },
 ) {
+  console.error(JSON.stringify({ trainer, layers, ...sample }))
   const { prefix, pairs } = sample
   const key = [trainer, layers, prefix, pairs].join()
   const known = all.get(key) ?? { row: { trainer, layers, prefix }, samples: [] }

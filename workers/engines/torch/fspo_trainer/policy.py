@@ -50,7 +50,7 @@ class Policy(torch.nn.Module):
                 use_cache=False,
                 **prepare(plan, self.attention),
             ).last_hidden_state[0]
-            logps = self._target_logps(hidden[plan.sources], plan.targets)
+            logps = self._target_logps(hidden.index_select(0, plan.sources), plan.targets)
         return _sum_segments(logps, plan.segments, len(plan.lengths))
 
     def plain(self, work: "Duplicates") -> torch.Tensor:
@@ -59,7 +59,7 @@ class Policy(torch.nn.Module):
             hidden = self.model.get_decoder()(
                 input_ids=work.tokens, attention_mask=work.mask, use_cache=False
             ).last_hidden_state
-            logps = self._target_logps(hidden.flatten(0, 1)[work.sources], work.targets)
+            logps = self._target_logps(hidden.flatten(0, 1).index_select(0, work.sources), work.targets)
         return _sum_segments(logps, work.segments, len(work.lengths))
 
     def _target_logps(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
