@@ -3,6 +3,7 @@
 from contextlib import contextmanager, nullcontext
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from .attention import attention_of, prepare
@@ -67,8 +68,7 @@ class Policy(torch.nn.Module):
 
         def of(rows: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
             logits = head(rows)
-            logits = logits if logits.dtype == torch.float64 else logits.float()
-            return logits.gather(1, wanted[:, None])[:, 0] - logits.logsumexp(1)
+            return _PickedLogps.apply(logits if logits.dtype == torch.float64 else logits.float(), wanted)
 
         size = hidden.shape[0] * self.model.config.vocab_size * 4
         if not torch.is_grad_enabled() or size <= WHOLE_HEAD_BYTES:
@@ -77,6 +77,24 @@ class Policy(torch.nn.Module):
             return torch.cat([of(*chunk) for chunk in chunks])
         chunks = zip(hidden.split(HEAD_ROWS), targets.split(HEAD_ROWS))
         return torch.cat([checkpoint(of, *chunk, use_reentrant=False) for chunk in chunks])
+
+
+class _PickedLogps(torch.autograd.Function):
+    """Log-softmax of each row at one column. Its gradient takes the place of the logits, the largest tensor of all,
+    where autograd would hold three of their size."""
+
+    @staticmethod
+    def forward(ctx, logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        norms = torch.cat([rows.logsumexp(1) for rows in logits.split(HEAD_ROWS)])
+        ctx.save_for_backward(logits, wanted, norms)
+        return logits.gather(1, wanted[:, None])[:, 0] - norms
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: torch.Tensor):
+        logits, wanted, norms = ctx.saved_tensors
+        slopes = logits.sub_(norms[:, None]).exp_().mul_(-gradient[:, None])
+        return slopes.scatter_add_(1, wanted[:, None], gradient[:, None]), None
 
 
 class Duplicates:
