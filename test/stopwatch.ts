@@ -13,7 +13,7 @@ import { startEngine } from './nano.ts'
 
 /** The Python half of the measurement. */
 export const benchScript = fileURLToPath(import.meta.resolve('./torch/bench.py'))
-const stepSchema = z.object({ optimizerSeconds: z.number() })
+const stepSchema = z.object({ optimizerSeconds: z.number(), optimizerCpuSeconds: z.number() })
 /** Before torch or TensorFlow start: idle threads that spin would slow whoever else computes. */
 const calm = { OMP_WAIT_POLICY: 'passive', GOMP_SPINCOUNT: '0' }
 
@@ -70,7 +70,8 @@ export async function measureEngine(
       cells: order.map((place) => cells[chosen[place]!]!),
       async next(step) {
         await engine.until((event) => event.event === 'step' && event.step === step)
-        if (engine.events.some((event) => event.event === 'step' && event.step === step)) return 0
+        if (engine.events.some((event) => event.event === 'step' && event.step === step))
+          return { seconds: 0, cpuSeconds: 0 }
         throw new Error(`the engine ended: ${JSON.stringify(engine.events.at(-1))}`)
       },
     })
@@ -102,8 +103,9 @@ export async function measureTrl(
           const { value, done } = await lines.next()
           if (done) throw new Error(`TRL ended: ${stderr}`)
           if (value.startsWith('{"event"')) {
-            const { optimizerSeconds } = stepSchema.parse(JSON.parse(value))
-            return 0.75 * optimizerSeconds // it would step once in four pairs
+            const { optimizerSeconds, optimizerCpuSeconds } = stepSchema.parse(JSON.parse(value))
+            // It would step once in four pairs.
+            return { seconds: 0.75 * optimizerSeconds, cpuSeconds: 0.75 * optimizerCpuSeconds }
           }
         }
       },
@@ -114,10 +116,12 @@ export async function measureTrl(
   }
 }
 
-/** Reads time and usage whenever a step ends; `next` resolves then, with the seconds that are not to count. */
+type Spared = Pick<Sample, 'seconds' | 'cpuSeconds'>
+
+/** Reads time and usage whenever a step ends; `next` resolves then, with what is not to count. */
 async function meter(
   child: ChildProcess,
-  { cells, next }: { cells: Cell[]; next: (step: number) => Promise<number> },
+  { cells, next }: { cells: Cell[]; next: (step: number) => Promise<Spared> },
 ): Promise<Sample[]> {
   const samples: Sample[] = []
   let before = { at: performance.now(), cpuMs: 0 } // of the warm-up nobody asks
@@ -127,8 +131,8 @@ async function meter(
     const now = { at: performance.now(), cpuMs: usage!.cpuMs }
     samples.push({
       ...cell,
-      seconds: (now.at - before.at) / 1000 - spared,
-      cpuSeconds: (now.cpuMs - before.cpuMs) / 1000 - spared,
+      seconds: (now.at - before.at) / 1000 - spared.seconds,
+      cpuSeconds: (now.cpuMs - before.cpuMs) / 1000 - spared.cpuSeconds,
       peakMB: usage!.peakRssMB,
     })
     before = now

@@ -100,14 +100,15 @@ def trl(folder: Path, ask: dict) -> None:
 
     class Report(TrainerCallback):
         def on_pre_optimizer_step(self, *_, **__):
-            self.optimizer = time.perf_counter()
+            self.before = (time.perf_counter(), time.process_time())
 
         def on_optimizer_step(self, *_, **__):
-            self.optimizer = time.perf_counter() - self.optimizer
+            self.after = (time.perf_counter(), time.process_time())
 
         def on_step_end(self, _args, state, *_, **__):
-            step = {"event": "step", "step": state.global_step, "optimizerSeconds": self.optimizer}
-            print(json.dumps(step), flush=True)
+            seconds, cpu_seconds = (after - before for before, after in zip(self.before, self.after))
+            step = {"step": state.global_step, "optimizerSeconds": seconds, "optimizerCpuSeconds": cpu_seconds}
+            print(json.dumps({"event": "step", **step}), flush=True)
 
     config = DPOConfig(
         output_dir=str(folder / "trl"),
