@@ -90,9 +90,9 @@ function step(
   const references = new Map(
     trees.map((tree) => [tree, new Float64Array(2 * tree.branches.length).fill(-30)]),
   )
-  const how = { objective: 'ipo_sum', beta: 0.05, sftWeight: 0, shared, references } as const
+  const how = { objective: 'ipo_sum', beta: 0.05, sftWeight: 0, shared, halved: false } as const
   const llama = createLlama(kernels, model.config, keptBytes === undefined ? {} : { keptBytes })
-  const method = { ...how, kernels, llama }
+  const method = { ...how, kernels, llama, references }
   const weights = kernels.upload(model.weights, [model.weights.length])
   const { loss, gradient } = stepGradient(method, weights, [trees])
   const values = Float32Array.from(gradient.dataSync<'float32'>())
