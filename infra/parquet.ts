@@ -1,4 +1,10 @@
-import { parquetMetadata, parquetReadObjects, type SchemaElement } from 'hyparquet'
+import {
+  parquetMetadata,
+  parquetReadObjects,
+  type FileMetaData,
+  type SchemaElement,
+} from 'hyparquet'
+import { parquetHeader } from 'hyparquet/src/column.js'
 import { compressors } from 'hyparquet-compressors'
 import {
   fileWriter,
@@ -21,6 +27,8 @@ const listSchema = z.object({
 const tableSchema = z.object({
   properties: z.record(z.string(), z.union([scalarSchema, listSchema])),
 })
+const mostPageBytes = 2 ** 30
+const mostValuesPerByte = 1_000 // run lengths
 const parquetTypes = {
   string: 'STRING',
   integer: 'INT64',
@@ -135,6 +143,7 @@ async function readObjects(
   if (!mayNest && metadata.schema.slice(1).some(({ num_children }) => num_children !== undefined)) {
     throw new Error('it has nested columns')
   }
+  if (mayNest) assertPages(buffer, metadata)
   let hasGivenUp = false
   const begun = new Promise<void>((resolve) => setImmediate(() => !hasGivenUp && resolve()))
   const file = {
@@ -173,6 +182,31 @@ export function columnTypes(schema: z.ZodType): [string, ColumnType][] {
   )
   columnsBySchema.set(schema, columns)
   return columns
+}
+
+/**
+ * The library makes room for as many values as a page says it holds, for ever if that is damaged; it notices in
+ * flat columns only. So pages must hold what their column does, and that no more than a file can.
+ */
+function assertPages(buffer: ArrayBuffer, { row_groups }: FileMetaData): void {
+  for (const { meta_data: column } of row_groups.flatMap(({ columns }) => columns)) {
+    if (!column) continue
+    const start = Number(column.dictionary_page_offset ?? column.data_page_offset)
+    const size = Number(column.total_compressed_size)
+    const reader = { view: new DataView(buffer, start, size), offset: 0 }
+    let values = 0
+    while (reader.offset < size) {
+      const page = parquetHeader(reader)
+      const room = page.compressed_page_size
+      if (room < 0 || page.uncompressed_page_size > mostPageBytes)
+        throw new Error('a page of no size')
+      values += (page.data_page_header ?? page.data_page_header_v2)?.num_values ?? 0
+      reader.offset += room
+    }
+    if (values !== Number(column.num_values) || values > buffer.byteLength * mostValuesPerByte) {
+      throw new Error(`${values} values in pages of a column of ${column.num_values}`)
+    }
+  }
 }
 
 function isNested(schema: z.ZodType): boolean {
