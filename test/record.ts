@@ -3,6 +3,7 @@ import { fileURLToPath } from 'node:url'
 
 import { historyToJSON } from '@temporalio/common/lib/proto-utils.js'
 
+import { FspoError } from '../infra/errors.ts'
 import { startRun } from '../workers/runs.ts'
 import { applySchedule, backfillNights, describeSchedule } from '../workers/schedules.ts'
 import { eventually } from './commands.ts'
@@ -58,6 +59,29 @@ await eventually(async () => {
   return nights.length === 1 ? true : undefined
 })
 
+// A dead letter, made again, and a whole run; toys' rows are nothing to report on.
+toys.before.item = (stage, index) => {
+  if (stage === 'responses' && index === 7) throw new FspoError('ItemError', 'unreadable')
+}
+const letters = toyConfig('golden-letters', { spec: { seed: 2 } })
+await (await startRun(place, letters, ['generate'])).handle.result()
+delete toys.before.item
+const retryId = 'fspo/golden-letters/retry'
+await server.client.workflow.execute('retry', {
+  taskQueue: 'fspo',
+  workflowId: retryId,
+  args: [{ v: 1, run: 'golden-letters' }],
+})
+const whole = toyConfig('golden-whole', { spec: { seed: 3 } })
+const parts = ['generate', 'train', 'evaluate'] as const
+const begun = await startRun(place, whole, [...parts])
+const evaluateId = 'fspo/golden-whole/evaluate'
+await eventually(async () => {
+  const told = server.client.workflow.getHandle(evaluateId).describe()
+  return (await told.catch(() => undefined))?.status.name === 'COMPLETED' ? true : undefined
+}, 60_000)
+await begun.handle.terminate()
+
 await workers.stop()
 
 // A stage whose shards wait for batches, twice each.
@@ -70,6 +94,8 @@ const ids = {
   pipeline: 'fspo/golden',
   generate: 'fspo/golden/generate',
   train: 'fspo/golden/train',
+  evaluate: evaluateId,
+  retry: retryId,
   partitioned: 'fspo/golden/personas/p000',
   partition: 'fspo/golden/personas/p002',
   items: 'fspo/golden/responses/p000',

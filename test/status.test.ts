@@ -97,7 +97,7 @@ test('where there is no terminal a stage is a line when it is over, and one each
 
 test('in a terminal a run is one moving line per stage; when its history is gone manifests tell of it', async () => {
   const folder = freshFolder()
-  writeConfig(folder, small)
+  writeConfig(folder, { ...small, operations: slow })
   const terminal = startInTerminal(folder, ['generate', '--config', 'fspo.json'], { columns: 100 })
   const frames = new Set<string>()
   terminal.child.stdout?.on('data', () => frames.add(terminal.screen().join('\n')))

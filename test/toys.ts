@@ -45,7 +45,7 @@ export function createToys(): Toys {
       content,
       schema: rowSchema,
       async items({ spec, rows }) {
-        for (const read of reads) await rows(read)
+        for (const read of reads) if (stages[read].schema) await rows(read)
         return Array.from({ length: count(spec) }, (_, index) => index)
       },
       async process(index, { id, seed }) {
