@@ -1,3 +1,5 @@
+import { systemClock, type Clock } from './clock.ts'
+
 const stepsAllowed = 10
 
 /**
@@ -7,20 +9,22 @@ const stepsAllowed = 10
 export function watchSilence({
   silenceMs,
   onSilence,
+  clock = systemClock,
 }: {
   silenceMs: number
   onSilence?: () => void
+  clock?: Pick<Clock, 'now'>
 }) {
   const tickMs = Math.min(5_000, silenceMs / 4)
   let quietMs = 0
   let longestMs = 0
   let stepAt: number | undefined
   let silentMs: number | undefined
-  let tickAt = performance.now()
+  let tickAt = clock.now()
   const timer = setInterval(tick, tickMs)
 
   function tick() {
-    const now = performance.now()
+    const now = clock.now()
     quietMs += Math.min(now - tickAt, 2 * tickMs)
     tickAt = now
     if (quietMs < Math.max(silenceMs, stepsAllowed * longestMs)) return
@@ -34,7 +38,7 @@ export function watchSilence({
     heard(event: string) {
       quietMs = 0
       if (event !== 'step') return
-      const now = performance.now()
+      const now = clock.now()
       if (stepAt !== undefined) longestMs = Math.max(longestMs, now - stepAt)
       stepAt = now
     },

@@ -158,7 +158,11 @@ test('a pause submits nothing more, and a budget that batches use up pauses the 
     await waiting('poor')
     await handle.executeUpdate('pause')
     const { batches } = mill.counts()
-    await new Promise((resolve) => setTimeout(resolve, 600))
+    // What was on its way has been collected, and its shards could submit again.
+    await eventually(async () => {
+      const { stages: seen } = await readView(server.client, handle)
+      return seen.every(({ inFlight, waiting = 0 }) => inFlight + waiting === 0) ? true : undefined
+    })
     assert.equal(mill.counts().batches, batches)
     await handle.executeUpdate('resume')
     const { pause } = await eventually(async () => {

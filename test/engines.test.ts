@@ -9,7 +9,6 @@ import { engineEventSchema, type EngineEvent } from '../activities/contract.ts'
 import { createEngine } from '../infra/engine.ts'
 import { isAlive, startOf } from '../infra/processes.ts'
 import { watchSilence } from '../infra/silence.ts'
-import { eventually } from './commands.ts'
 
 const script = fileURLToPath(new URL('scripted.ts', import.meta.url))
 const command = [process.execPath, '--import', import.meta.resolve('tsx'), script]
@@ -129,15 +128,18 @@ test('ranks that a killed launcher named are ended with it, whatever they do', a
     const options = { detached: true, stdio: 'ignore' }
     const ranks = [0, 1].map(() => spawn(process.execPath, ['-e', ${JSON.stringify(rank)}], options))
     const pids = ranks.map(({ pid }) => pid)
-    console.log(JSON.stringify({ event: 'hello', engine: 'launcher', versions: {}, pids }))
-    setTimeout(() => process.kill(process.pid, 'SIGKILL'), 200)`
+    const versions = { launcher: String(process.pid) }
+    console.log(JSON.stringify({ event: 'hello', engine: 'launcher', versions, pids }))
+    setInterval(() => {}, 1000)`
   const engine = createEngine({
     command: [process.execPath, '-e', launcher],
     events: engineEventSchema,
   })
   let pids: number[] = []
   const onEvent = (event: EngineEvent) => {
-    if (event.event === 'hello') pids = event.pids
+    if (event.event !== 'hello') return
+    pids = event.pids
+    process.kill(Number(event.versions['launcher']), 'SIGKILL')
   }
   await assert.rejects(engine.run({ command: 'train' }, { folder, onEvent }), {
     name: 'EngineExit',
@@ -147,15 +149,21 @@ test('ranks that a killed launcher named are ended with it, whatever they do', a
   assert.ok(pids.every((pid) => !isAlive({ pid, start: startOf(pid) })))
 })
 
-test('silence is measured in steps where ten of them are longer', async () => {
+test('silence is measured in steps where ten of them are longer', (t) => {
+  t.mock.timers.enable({ apis: ['setInterval', 'Date'] })
   let hasHung = false
-  const silence = watchSilence({ silenceMs: 40, onSilence: () => (hasHung = true) })
+  const onSilence = () => (hasHung = true)
+  const silence = watchSilence({ silenceMs: 40, onSilence, clock: { now: Date.now } })
   silence.heard('step')
-  await new Promise((resolve) => setTimeout(resolve, 30))
+  const pass = (ms: number) => {
+    for (let at = 0; at < ms; at += 10) t.mock.timers.tick(10)
+  }
+  pass(30)
   silence.heard('step') // steps of 30 ms: 300 ms are allowed
-  await new Promise((resolve) => setTimeout(resolve, 150))
+  pass(290)
   assert.equal(hasHung, false)
-  await eventually(() => hasHung || undefined)
+  pass(10)
+  assert.equal(hasHung, true)
   silence.end()
 })
 

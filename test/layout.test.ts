@@ -86,6 +86,10 @@ test('files are one lower-case word, at most 300 lines, without default exports'
       assert.ok(text.split('\n').length <= 301, `${name} has ${text.split('\n').length} lines`)
       assert.doesNotMatch(text, /^export default/m, name)
     }
+    for (const file of [...filesOf(folder, '.py'), ...filesOf(folder, '.mjs')]) {
+      const count = readFileSync(file, 'utf8').split('\n').length
+      assert.ok(count <= 301, `${relative(root, file)} has ${count} lines`)
+    }
   }
 })
 
@@ -115,9 +119,9 @@ function importsOf(folder: string): Import[] {
   })
 }
 
-function filesOf(folder: string): string[] {
+function filesOf(folder: string, ending = '.ts'): string[] {
   return readdirSync(join(root, folder), { recursive: true, withFileTypes: true })
-    .filter((entry) => entry.isFile() && entry.name.endsWith('.ts'))
+    .filter((entry) => entry.isFile() && entry.name.endsWith(ending))
     .map((entry) => join(entry.parentPath, entry.name))
     .filter((file) => !file.includes('node_modules') && !relative(root, file).includes('/.'))
 }

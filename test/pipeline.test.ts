@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict'
 import { existsSync, mkdirSync, rmSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
 import { after, before, test } from 'node:test'
 
 import { WorkflowFailedError } from '@temporalio/client'
@@ -212,8 +213,8 @@ test('a stage of more than 600 shards is split among histories of its own', asyn
 test('a cancelled run lets its engine save a checkpoint, and the next run goes on from it', async () => {
   const config = toyConfig('cancelled', { spec: { seed: 17 } })
   const prefix = `base/${stageKey(toys.stages, 'base', config.spec).slice(0, 12)}`
-  const attempt = `${workers.folder}/work/${prefix}/cancelled/attempt-00001`
-  const out = `${attempt}/checkpoint`
+  const attempt = join(workers.folder, 'work', prefix, 'cancelled', 'attempt-00001')
+  const out = join(attempt, 'checkpoint')
   mkdirSync(attempt, { recursive: true })
   writeFileSync(`${out}.hold`, '')
   const handle = await start(config, models)

@@ -191,15 +191,20 @@ it('survives SIGKILL at random points: the same content, few items paid twice', 
 async function survive(args: string[], killAfter: number, paid: number[]): Promise<string> {
   const script = fileURLToPath(new URL('survivor.ts', import.meta.url))
   const child = spawn(process.execPath, ['--import', 'tsx', script, ...args], {
-    stdio: ['ignore', 'pipe', 'inherit'],
+    stdio: ['pipe', 'pipe', 'inherit'],
   })
+  child.stdin.on('error', () => {}) // it may be dead already
   const exited = once(child, 'exit')
   let sealed = ''
   let payments = 0
   for await (const line of createInterface(child.stdout)) {
-    if (line.startsWith('sealed ')) sealed = line.slice(7)
-    else paid.push(Number(line))
-    if (++payments === killAfter) child.kill('SIGKILL')
+    if (line.startsWith('sealed ')) {
+      sealed = line.slice(7)
+      continue
+    }
+    paid.push(Number(line))
+    if (++payments < killAfter) child.stdin.write(`${line}\n`)
+    else child.kill('SIGKILL')
   }
   const [code] = await exited
   assert.equal(code, sealed === '' ? null : 0)

@@ -12,15 +12,12 @@ from safetensors.torch import save as encode_safetensors
 from .attention import check_attention
 from .checkpoint import (
     Checkpoint,
-    drop_old,
-    drop_others,
     load_checkpoint,
     model_files,
     new_checkpoint,
     plain_state,
     read_manifest,
     read_tensors,
-    resumable_folders,
     write_folder,
 )
 from .contract import is_paired
@@ -31,6 +28,7 @@ from .objective import Weighing, judge, split_accuracies, split_counts, step_cou
 from .optimizer import Optimizer
 from .policy import Policy, adapter_off, score_trees, work_of
 from .ranks import Ranks
+from .retention import drop_old, drop_others, resumable_folders
 from .seeds import canonical_json, seed_of
 from .tokens import learn_tokens
 from .tree import Tree, check_context, tokens_saved
