@@ -15,7 +15,7 @@ import { readView } from '../workers/watch.ts'
 import type { RunProgress } from '../workflows/messages.ts'
 import { eventually, startFspo } from './commands.ts'
 import { configOf, inMill, shortSpec, spec, type Mill } from './mill.ts'
-import { startTemporal, type Server } from './servers.ts'
+import { signalled, startTemporal, type Server } from './servers.ts'
 
 const stages = stageNames.filter((name) => partOf[name] === 'generate')
 /** Those that a short run makes, too. */
@@ -150,20 +150,21 @@ test('a cancelled run cancels its batches, keeps what they had done, and goes on
   }))
 
 test('a pause submits nothing more, and a budget that batches use up pauses the run', () =>
-  inMill(server, { batches: { takesMs: 100 } }, async (mill) => {
+  inMill(server, { batches: { takesMs: 300 } }, async (mill) => {
     mill.work()
     const handle = await mill.start(
       configOf('poor', 'batch', { spec: shortSpec, budgetUsd: 0.013, shardItems: 24 }),
     )
-    await waiting('poor')
+    const { stages: begun } = await waiting('poor')
     await handle.executeUpdate('pause')
-    const { batches } = mill.counts()
-    // What was on its way has been collected, and its shards could submit again.
-    await eventually(async () => {
+    const atWork = begun.filter(({ state }) => state === 'running').map(({ stage }) => stage)
+    await Promise.all(atWork.map((stage) => signalled(server, `fspo/poor/${stage}/p000`)))
+    // What was on its way is collected; a shard that did not heed the pause would be at work or done.
+    const resting = await eventually(async () => {
       const { stages: seen } = await readView(server.client, handle)
-      return seen.every(({ inFlight, waiting = 0 }) => inFlight + waiting === 0) ? true : undefined
+      return seen.every(({ inFlight, waiting = 0 }) => inFlight + waiting === 0) ? seen : undefined
     })
-    assert.equal(mill.counts().batches, batches)
+    assert.ok(resting.some(({ stage, state }) => atWork.includes(stage) && state !== 'sealed'))
     await handle.executeUpdate('resume')
     const { pause } = await eventually(async () => {
       const progress = await handle.query<RunProgress>('progress')

@@ -12,7 +12,7 @@ import { FspoError } from '../infra/errors.ts'
 import { handleOf, startRun } from '../workers/runs.ts'
 import { readView, type StageView } from '../workers/watch.ts'
 import type { RunProgress } from '../workflows/messages.ts'
-import { startTemporal, startWorkers, type Server } from './servers.ts'
+import { signalled, startTemporal, startWorkers, type Server } from './servers.ts'
 import { createToys, toyConfig } from './toys.ts'
 
 const data: Part[] = ['generate']
@@ -177,15 +177,11 @@ test('pause lets shards in flight finish and starts no other; resume goes on', a
   await reached
   const paused = await handle.executeUpdate<RunProgress, []>('pause')
   assert.equal(paused.paused, true)
-  const stage = server.client.workflow.getHandle('fspo/paused/responses/p000')
-  const isTold = async () => {
-    const { events = [] } = await stage.fetchHistory()
-    return events?.some((event) => event.workflowExecutionSignaledEventAttributes) ?? false
-  }
-  while (!(await isTold())); // its part passes the word on
+  await signalled(server, 'fspo/paused/responses/p000')
   open()
   const isOneDone = ({ stage, shardsDone }: StageView) => stage === 'responses' && shardsDone === 1
   await until('paused', ({ stages }) => stages.some(isOneDone))
+  const stage = server.client.workflow.getHandle('fspo/paused/responses/p000')
   const { events } = await stage.fetchHistory()
   const begun = events?.map((event) => event.activityTaskScheduledEventAttributes?.activityId)
   assert.deepEqual(begun?.filter(Boolean), ['plan', 'shard-00000'])

@@ -24,6 +24,7 @@ import {
   type TemporalTarget,
 } from '../workers/temporal.ts'
 import { queueNames, runWorker } from '../workers/worker.ts'
+import { eventually } from './commands.ts'
 import type { Toys } from './toys.ts'
 
 const script = fileURLToPath(new URL('scripted.ts', import.meta.url))
@@ -70,6 +71,14 @@ export async function startTemporal({ hasUi = false } = {}): Promise<Server> {
     await again.connection.close()
   }
   return { target, ui: `http://127.0.0.1:${uiPort}`, client, restart, stop }
+}
+
+/** Resolves once a workflow has been signalled: parts pass the word of a pause on to their stages. */
+export function signalled({ client }: Server, workflowId: string): Promise<true> {
+  return eventually(async () => {
+    const { events } = await client.workflow.getHandle(workflowId).fetchHistory()
+    return events?.some((event) => event.workflowExecutionSignaledEventAttributes) || undefined
+  })
 }
 
 /** Workers for all queues in this process, making toy stages with the scripted engine. */

@@ -84,7 +84,7 @@ export interface RunProgress {
 export const runProgressQuery = defineQuery<RunProgress>('progress')
 /** Query of a stage. */
 export const stageProgressQuery = defineQuery<StageProgress>('progress')
-/** Lets shards in flight finish and starts no other; returns once that is told to all. */
+/** Lets shards in flight finish and starts no other; stages hear of it a moment after it returns. */
 export const pauseUpdate = defineUpdate<RunProgress, [Pause?]>('pause')
 export const resumeUpdate = defineUpdate<RunProgress>('resume')
 /** The new cap of what the run may spend; a run that the old one paused goes on. */
