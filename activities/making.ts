@@ -1,17 +1,18 @@
 import { FspoError } from '../infra/errors.ts'
-import type { ChatRequest } from '../infra/llm.ts'
+import type { Chat, ChatRequest } from '../infra/llm.ts'
 import type { Summary } from '../infra/manifests.ts'
 import { seedOf } from '../infra/random.ts'
 import { shardPrefix } from '../infra/shards.ts'
 import type { Purses } from './budget.ts'
 import type { Attempt } from './loop.ts'
-import { billRow, createMeters, type Tell } from './meter.ts'
+import { billRow, createMeters, type Meter, type Tell } from './meter.ts'
 import { openSame, readLayout, type StageRef } from './planning.ts'
-import type { Dependencies, Runs } from './runs.ts'
+import type { Dependencies, Run, Runs } from './runs.ts'
 import { quarantineOf } from './quarantine.ts'
 import { counterOf, makeRound, type BatchWait } from './rounds.ts'
 import { runShard, type ShardOptions } from './shard.ts'
 import { hasBatches } from './spec.ts'
+import type { ItemStage, StageContext, StageName } from './stage.ts'
 import type { Steering } from './steering.ts'
 
 export interface ShardRef extends StageRef {
@@ -43,31 +44,12 @@ export async function makeShard(
   hooks: ShardHooks,
 ): Promise<Summary | BatchWait> {
   const shard = await openShard(making, ref, hooks.tell)
-  const { run, stage, ask, purse } = shard
+  const { run, purse } = shard
   const { operations } = run.config
   const folder = run.prefix(ref.stage)
-
-  /** Items at once: enough for as many calls as a person asked for. */
-  async function concurrency(): Promise<number> {
-    const { models = {} } = await making.steering(ref.run)
-    ask.resize?.(models)
-    return Math.max(operations.concurrency, ...Object.values(models))
-  }
-
   purse?.enter()
   const options = {
-    ...hooks,
-    store: making.deps.store,
-    prefix: shardPrefix(folder, ref.shard),
-    stage: ref.stage,
-    schema: stage.schema,
-    items: shard.items,
-    first: shard.first,
-    idOf: shard.idOf,
-    concurrency,
-    flushEvery: operations.flushEvery,
-    process: shard.process,
-    bill: billRow,
+    ...loopOptions(making, ref, { shard, folder, hooks }),
     quarantine: quarantineOf(making, { kind: 'make', ref }, { folder, operations }),
   }
   const made = hasBatches(operations)
@@ -79,7 +61,67 @@ export async function makeShard(
   return made.finally(() => purse?.leave())
 }
 
+/** What the loop over a shard's items is given, whether they are made for the first time or again. */
+export function loopOptions(
+  { deps, steering }: Making,
+  { run: name, stage, shard: number }: { run: string; stage: StageName; shard: number },
+  {
+    shard: { run, stage: how, ask, items, first, idOf, process },
+    folder,
+    hooks,
+  }: { shard: OpenShard; folder: string; hooks: ShardHooks },
+): ShardOptions<unknown, unknown> {
+  const { operations } = run.config
+
+  /** Items at once: enough for as many calls as a person asked for. */
+  async function concurrency(): Promise<number> {
+    const { models = {} } = await steering(name)
+    ask.resize?.(models)
+    return Math.max(operations.concurrency, ...Object.values(models))
+  }
+
+  return {
+    ...hooks,
+    items,
+    first,
+    idOf,
+    process,
+    stage,
+    concurrency,
+    store: deps.store,
+    prefix: shardPrefix(folder, number),
+    schema: how.schema,
+    flushEvery: operations.flushEvery,
+    bill: billRow,
+  }
+}
+
 /** A shard's items and how each is made. */
+interface OpenShard extends Pick<
+  ShardOptions<unknown, unknown>,
+  'items' | 'first' | 'idOf' | 'process'
+> {
+  run: Run
+  stage: ItemStage<unknown, unknown>
+  ask: Chat
+}
+
+/** How an item of a stage is made with a meter, and with the seed that its id gives. */
+export function makerOf(
+  stage: ItemStage<unknown, unknown>,
+  context: StageContext,
+  seed: (id: string) => number,
+) {
+  return (meterOf: (attempt: Attempt) => Meter): OpenShard['process'] =>
+    (item, attempt) => {
+      const { id, index, signal } = attempt
+      const { chat, close } = meterOf(attempt)
+      const means = { ...context, id, index, seed: seed(id), signal, chat }
+      return stage.process(item, means).finally(close)
+    }
+}
+
+/** Opens a shard of a stage of items. @throws FspoError 'Plan' when it is another stage */
 export async function openShard(
   { runs, deps, purses }: Pick<Making, 'runs' | 'deps' | 'purses'>,
   ref: ShardRef,
@@ -92,16 +134,10 @@ export async function openShard(
   const { shardItems } = await readLayout(deps.store, run.prefix(ref.stage))
   const first = ref.shard * shardItems
   const items = (await runs.items(run, ref.stage)).slice(first, first + shardItems)
-  const context = run.context(ref.stage)
   const ask = deps.chat(operations)
   const purse = await purses.of(run)
   const meter = createMeters(ask, purse, tell)
-  const processBy = (meterOf: typeof meter) => (item: unknown, attempt: Attempt) => {
-    const { id, index, signal } = attempt
-    const { chat, close } = meterOf(attempt)
-    const seed = seedOf(spec.seed, id)
-    return stage.process(item, { ...context, id, index, seed, signal, chat }).finally(close)
-  }
+  const processBy = makerOf(stage, run.context(ref.stage), (id) => seedOf(spec.seed, id))
   const idOf = (index: number) => itemId(ref.key, index)
   const priceUsd = (request: ChatRequest) => ask.priceUsd?.(request) ?? 0
   const process = processBy(meter)

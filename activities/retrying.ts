@@ -7,9 +7,9 @@ import { canonicalJson, sha256 } from '../infra/hash.ts'
 import { readRejects, readShard, shardPrefix } from '../infra/shards.ts'
 import type { Store } from '../infra/store.ts'
 import { stagePrefix, versionKey } from './keys.ts'
-import type { Attempt, Past } from './loop.ts'
-import type { Making, ShardHooks } from './making.ts'
-import { billRow, createMeters, type Tell } from './meter.ts'
+import type { Past } from './loop.ts'
+import { loopOptions, makerOf, type Making, type ShardHooks } from './making.ts'
+import { createMeters, type Tell } from './meter.ts'
 import { readLayout } from './planning.ts'
 import { rejectSchema, type Reject } from './records.ts'
 import type { Run } from './runs.ts'
@@ -86,31 +86,18 @@ export async function retryShard(
   hooks: ShardHooks,
 ): Promise<Summary> {
   const shard = await openRetry(making, ref, hooks.tell)
-  const { run, stage, rows, others, chosen, ask, purse } = shard
+  const { run, rows, others, chosen, purse } = shard
   const { operations } = run.config
   const folder = stagePrefix(ref.stage, ref.key)
   const isKiller = (index: number) => chosen.get(index)?.errorClass === 'KilledProcess'
-  const { models = {} } = await making.steering(ref.run)
-  ask.resize?.(models)
   purse?.enter()
   const made = runShard({
-    ...hooks,
-    store: making.deps.store,
-    prefix: shardPrefix(folder, ref.shard),
-    stage: ref.stage,
-    schema: stage.schema,
-    items: shard.items,
-    first: shard.first,
+    ...loopOptions(making, ref, { shard, folder, hooks }),
     given: {
       rows: new Map(rows.map((row) => [Number(Object(row).index), row])),
       rejects: new Map(others.map((one) => [one.index, one])),
     },
     pasts: new Map([...chosen].map(([index, letter]) => [index, pastOf(letter)])),
-    idOf: shard.idOf,
-    concurrency: operations.concurrency,
-    flushEvery: operations.flushEvery,
-    process: shard.process,
-    bill: billRow,
     quarantine: quarantineOf(making, { kind: 'retry', ref }, { folder, operations, isKiller }),
   })
   return made.finally(() => purse?.leave())
@@ -134,7 +121,6 @@ export async function openRetry(
   const rows = await readShard(store, old, stage.schema)
   const { spec, operations } = run.config
   const items = (await runs.items(run, ref.stage)).slice(first, first + count)
-  const context = run.context(ref.stage)
   const { model: alias } = ref
   const ask = deps.chat(operations)
   const purse = await purses.of(run)
@@ -142,13 +128,9 @@ export async function openRetry(
     alias === undefined
       ? createMeters(ask, purse, tell)
       : createMeters(redirect(ask, alias), purse, tell && ((_, paid) => tell(alias, paid)))
-  const process = (item: unknown, attempt: Attempt) => {
-    const { id, index, signal } = attempt
-    const { chat, close } = meter(attempt)
-    // Another draw than the one that failed, yet the same in each attempt at this version.
-    const seed = seedOf(spec.seed, id, ref.key)
-    return stage.process(item, { ...context, id, index, seed, signal, chat }).finally(close)
-  }
+  // Another draw than the one that failed, yet the same in each attempt at this version.
+  const seed = (id: string) => seedOf(spec.seed, id, ref.key)
+  const process = makerOf(stage, run.context(ref.stage), seed)(meter)
   const idOf = (index: number) => chosen.get(index)?.id ?? ''
   return { run, stage, first, items, idOf, process, ask, purse, rows, others, chosen }
 }

@@ -51,6 +51,30 @@ export function reading(rows: StageContext['rows']): Pick<StageContext, 'rows' |
   }
 }
 
+/** The rows of an item stage, made one after the other; `onError` hears of items that have none. */
+export async function makeRows<Item, Row>(
+  stage: ItemStage<Item, Row>,
+  { spec, rows, chat }: { spec: Spec; rows: StageContext['rows']; chat: Chat },
+  onError: (id: string, error: unknown) => void = (_, error) => {
+    throw error
+  },
+): Promise<Row[]> {
+  const context = { spec, ...reading(rows) }
+  const planned = await stage.items(context)
+  const done: Row[] = []
+  for (const [index, item] of planned.slice(0, planned.length).entries()) {
+    const id = `${stage.name}-${index}`
+    const { signal } = new AbortController()
+    const means = { ...context, id, index, seed: seedOf(spec.seed, id), signal, chat }
+    try {
+      done.push(stage.schema.parse(await stage.process(item, means)))
+    } catch (error) {
+      onError(id, error)
+    }
+  }
+  return done
+}
+
 /** Runs all item stages of a spec in this process, without server, store or Temporal; takes seconds. */
 export async function makeChain(
   spec: Spec,
@@ -73,29 +97,11 @@ export async function makeChain(
   }
 
   async function make<Item, Row>(stage: ItemStage<Item, Row>): Promise<Row[]> {
-    const done: Row[] = []
-    const planned = await stage.items({ spec, ...reading(rows) })
-    const items = planned.slice(0, planned.length)
-    for (const [index, item] of items.entries()) {
-      const id = `${stage.name}-${index}`
-      const { signal } = new AbortController()
-      const context = {
-        spec,
-        ...reading(rows),
-        id,
-        index,
-        seed: seedOf(spec.seed, id),
-        signal,
-        chat,
-      }
-      try {
-        done.push(stage.schema.parse(await stage.process(item, context)))
-      } catch (error) {
-        if (!(error instanceof FspoError)) throw error
-        const { type: errorClass, message } = error
-        rejects.push({ id, stage: stage.name, errorClass, message })
-      }
-    }
+    const done = await makeRows(stage, { spec, rows, chat }, (id, error) => {
+      if (!(error instanceof FspoError)) throw error
+      const { type: errorClass, message } = error
+      rejects.push({ id, stage: stage.name, errorClass, message })
+    })
     made.set(stage.name, done)
     return done
   }

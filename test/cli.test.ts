@@ -21,18 +21,8 @@ import {
   writeConfig,
   type Command,
   type Ended,
+  smallRun,
 } from './commands.ts'
-
-const small = {
-  name: 'small',
-  spec: {
-    users: { train: 4, unseen: 4 },
-    questions: { seen: 8, unseen: 4 },
-    responses: { perQuestion: 12 },
-    preferences: { panel: 2, pairs: 16, unseenPairs: 8 },
-    episodes: { perUser: 2 },
-  },
-}
 
 /** Asserts that a command refused with one line and this exit code; returns the line. */
 function refusal({ code, stdout, stderr }: Ended, expected = 2): string {
@@ -129,14 +119,14 @@ test('a port is chosen by one of many processes that look for it at the same mom
 
 test('one stack serves run, status, pause and resume, and ends in order', async (t) => {
   const folder = freshFolder()
-  writeConfig(folder, small)
+  writeConfig(folder, smallRun)
   const up = startFspo(folder, ['up'])
   t.after(() => up.child.kill('SIGKILL'))
   await eventually(async () => ((await fspo(folder, ['status'])).code === 0 ? true : undefined))
   const marks = Object.values(stackOf(folder)!.processes)
 
   assert.match(refusal(await fspo(folder, ['up'])), /a stack is up already/)
-  const slow = { ...small, operations: { concurrency: 1, shardItems: 8, window: 1 } }
+  const slow = { ...smallRun, operations: { concurrency: 1, shardItems: 8, window: 1 } }
   writeConfig(folder, slow)
   const run = startFspo(folder, ['generate', '--config', 'fspo.json'])
   await pauseWhen(folder, run)
@@ -183,7 +173,7 @@ test('one stack serves run, status, pause and resume, and ends in order', async 
 
 test("somebody else's Temporal server is used when named, and taught the search attributes", async (t) => {
   const folder = freshFolder()
-  writeConfig(folder, small)
+  writeConfig(folder, smallRun)
   const program = findTemporal({ path: process.env.PATH, root: packageRoot })
   const port = await choosePort({ asked: 0, usual: 0, flag: '' })
   const server = spawn(program, ['server', 'start-dev', '--headless', '--port', String(port)])
@@ -205,7 +195,7 @@ test("somebody else's Temporal server is used when named, and taught the search 
 
 test('Ctrl-C ends a run with 130 and the same command finishes it; twice ends it at once', async () => {
   const folder = freshFolder()
-  writeConfig(folder, { ...small, operations: { concurrency: 1 } })
+  writeConfig(folder, { ...smallRun, operations: { concurrency: 1 } })
   const args = ['generate', '--config', 'fspo.json', '--name', 'small']
   for (const times of [1, 2]) {
     const run = startFspo(folder, args)

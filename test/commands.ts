@@ -85,6 +85,18 @@ export function writeConfig(folder: string, content: unknown): string {
   return path
 }
 
+/** A run of four users and as few of everything else as makes each stage once. */
+export const smallRun = {
+  name: 'small',
+  spec: {
+    users: { train: 4, unseen: 4 },
+    questions: { seen: 8, unseen: 4 },
+    responses: { perQuestion: 12 },
+    preferences: { panel: 2, pairs: 16, unseenPairs: 8 },
+    episodes: { perUser: 2 },
+  },
+}
+
 /** Resolves with the first value that is not undefined. */
 export async function eventually<Value>(
   read: () => Promise<Value | undefined> | Value | undefined,

@@ -13,7 +13,7 @@ import { presets } from '../activities/presets.ts'
 import { personaSchema } from '../activities/records.ts'
 import { readChoice, readProse } from '../activities/replies.ts'
 import { createRuns, readRunConfig } from '../activities/runs.ts'
-import { readSchedule, type Schedule } from '../activities/schedules.ts'
+import { readSchedule } from '../activities/schedules.ts'
 import { stageTable } from '../activities/stages.ts'
 import { createCipher, parseKeys } from '../infra/cipher.ts'
 import { FspoError } from '../infra/errors.ts'
@@ -25,7 +25,7 @@ import { createCodec } from '../workers/codec.ts'
 import { readSchedules, readSettings } from '../workers/settings.ts'
 import { readStack } from '../workers/stackfile.ts'
 import { modelOf } from './endpoints.ts'
-import { toyConfig } from './toys.ts'
+import { scheduleOf, toyConfig } from './toys.ts'
 
 const runs = { numRuns: 200, seed: 20261123 }
 const secret = 'sk-planted-5b1e77c2'
@@ -41,16 +41,7 @@ const summary = {
   seconds: 1.5,
 }
 const config = toyConfig('fuzzed')
-const schedule: Schedule = {
-  v: 1,
-  name: 'nightly',
-  at: '02:30',
-  days: ['monday'],
-  evaluate: true,
-  measure: 'winRate',
-  spec: config.spec,
-  operations: config.operations,
-}
+const schedule = scheduleOf(config)
 const hash = 'a'.repeat(64)
 const night = {
   v: 1,

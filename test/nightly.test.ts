@@ -20,7 +20,7 @@ import {
 } from '../workers/schedules.ts'
 import { eventually } from './commands.ts'
 import { startTemporal, startWorkers, type Server } from './servers.ts'
-import { createToys, toyConfig } from './toys.ts'
+import { createToys, scheduleOf, toyConfig } from './toys.ts'
 
 const everyDay: Schedule['days'] = [
   ...(['monday', 'tuesday', 'wednesday', 'thursday', 'friday', 'saturday', 'sunday'] as const),
@@ -41,9 +41,8 @@ after(async () => {
 const place = () => ({ client: server.client, store: workers.store })
 
 function schedule(name: string, seed: number, over: Partial<Schedule> = {}): Schedule {
-  const { spec, operations } = toyConfig(name, { spec: { seed }, operations: { shardItems: 50 } })
-  const times = { at: '02:30', days: everyDay, evaluate: false, measure: 'winRate' } as const
-  return { v: 1, name, ...times, spec, operations, ...over }
+  const config = toyConfig(name, { spec: { seed }, operations: { shardItems: 50 } })
+  return scheduleOf(config, { name, days: everyDay, evaluate: false, ...over })
 }
 
 function describe(name: string) {

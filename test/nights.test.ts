@@ -21,6 +21,7 @@ import { readSchedules } from '../workers/settings.ts'
 import { makeChain } from './chain.ts'
 import { freshFolder, writeConfig } from './commands.ts'
 import { createStandIn, makeEvaluation, smallSpec } from './standin.ts'
+import { scheduleOf } from './toys.ts'
 
 const { tiny } = presets
 const key = (digit: string) => digit.repeat(64)
@@ -33,16 +34,7 @@ function theatre(spec: Spec = tiny) {
   const none = () => assert.fail('nothing is made')
   const deps = { store, folder: '', versions: {}, chat: none, engine: none }
   const context = { store, stages: stageTable, runs: createRuns(deps, stageTable) }
-  const schedule: Schedule = {
-    v: 1,
-    name: 'nightly',
-    at: '02:30',
-    days: ['monday'],
-    evaluate: true,
-    measure: 'winRate',
-    spec,
-    operations: defaultOperations,
-  }
+  const schedule = scheduleOf({ spec, operations: defaultOperations })
   const put = (path: string, value: unknown) =>
     store.put(path, new TextEncoder().encode(JSON.stringify(value)))
 

@@ -9,7 +9,7 @@ import { applySchedule, backfillNights, describeSchedule } from '../workers/sche
 import { eventually } from './commands.ts'
 import { configOf, inMill } from './mill.ts'
 import { startTemporal, startWorkers } from './servers.ts'
-import { createToys, toyConfig } from './toys.ts'
+import { createToys, scheduleOf, toyConfig } from './toys.ts'
 
 /**
  * Records the histories that replay.test.ts replays: `node --import tsx test/record.ts [version] [names]`.
@@ -40,19 +40,10 @@ await handle.result()
 // A night whose users are those of the run above.
 const date = '2026-03-31'
 const place = { client: server.client, store: workers.store }
-const times = {
-  at: '02:30',
-  days: ['tuesday' as const],
-  evaluate: false,
-  measure: 'winRate' as const,
-}
-await applySchedule(place, {
-  v: 1,
-  name: 'golden',
-  ...times,
-  spec: config.spec,
-  operations: config.operations,
-})
+await applySchedule(
+  place,
+  scheduleOf(config, { name: 'golden', days: ['tuesday'], evaluate: false }),
+)
 await backfillNights(place, 'golden', { from: date, to: date })
 await eventually(async () => {
   const { nights } = await describeSchedule(place, 'golden', toys.stages)

@@ -5,7 +5,15 @@ import { join } from 'node:path'
 import { test } from 'node:test'
 
 import { withSimulator } from './endpoints.ts'
-import { eventually, freshFolder, fspo, stackOf, startFspo, writeConfig } from './commands.ts'
+import {
+  eventually,
+  freshFolder,
+  fspo,
+  stackOf,
+  startFspo,
+  smallRun,
+  writeConfig,
+} from './commands.ts'
 
 const secret = `sk-planted-${randomBytes(12).toString('hex')}`
 const payloadKey = randomBytes(32).toString('base64')
@@ -17,13 +25,10 @@ function config(baseUrl: string, seed: number) {
   return {
     name: `secret-${seed}`,
     spec: {
+      ...smallRun.spec,
       seed,
-      users: { train: 4, unseen: 4 },
-      questions: { seen: 8, unseen: 4 },
-      responses: { perQuestion: 12 },
       refinement: { pairs: 0 },
-      preferences: { judge: 'program', panel: 2, pairs: 16, unseenPairs: 8 },
-      episodes: { perUser: 2 },
+      preferences: { ...smallRun.spec.preferences, judge: 'program' },
     },
     operations: {
       models: Object.fromEntries(

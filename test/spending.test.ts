@@ -7,7 +7,7 @@ import { addPaid } from '../infra/journal.ts'
 import { createFileStore } from '../infra/store.ts'
 import { createMind } from '../workers/mind.ts'
 import { startSimulator } from '../workers/simulator.ts'
-import { freshFolder, fspo, writeConfig } from './commands.ts'
+import { freshFolder, fspo, smallRun, writeConfig } from './commands.ts'
 
 const names = ['sim-small', 'sim-medium', 'sim-large', 'sim-judge']
 const budgetUsd = 0.03
@@ -16,11 +16,8 @@ const budgetUsd = 0.03
 const poor = (baseUrl: string) => ({
   name: 'poor',
   spec: {
-    users: { train: 4, unseen: 4 },
-    questions: { seen: 8, unseen: 4 },
-    responses: { perQuestion: 12 },
+    ...smallRun.spec,
     preferences: { panel: 2, pairs: 24, unseenPairs: 8 },
-    episodes: { perUser: 2 },
   },
   operations: {
     budgetUsd,

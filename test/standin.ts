@@ -12,7 +12,7 @@ import { verdicts } from '../activities/verdicts.ts'
 import type { Chat } from '../infra/llm.ts'
 import { createRandom, seedOf } from '../infra/random.ts'
 import { createMind } from '../workers/mind.ts'
-import { type Chain, makeChain, reading } from './chain.ts'
+import { type Chain, makeChain, makeRows, reading } from './chain.ts'
 
 interface Row {
   id: string
@@ -119,23 +119,7 @@ export function createStandIn({
   }
 
   async function runItems<Item, Made>(stage: ItemStage<Item, Made>, chat = mindChat()) {
-    const planned = await stage.items({ spec, ...reading(rows) })
-    const items = planned.slice(0, planned.length)
-    const done: Made[] = []
-    for (const [index, item] of items.entries()) {
-      const id = `${stage.name}-${index}`
-      const { signal } = new AbortController()
-      const context = {
-        spec,
-        ...reading(rows),
-        id,
-        index,
-        seed: seedOf(spec.seed, id),
-        signal,
-        chat,
-      }
-      done.push(stage.schema.parse(await stage.process(item, context)))
-    }
+    const done = await makeRows(stage, { spec, rows, chat })
     made.set(stage.name, done)
     return done
   }

@@ -7,19 +7,9 @@ import { test } from 'node:test'
 import { createDisplay, describeView } from '../workers/display.ts'
 import { createMeter, readable } from '../workers/pace.ts'
 import { waitingView, type RunView, type StageView } from '../workers/watch.ts'
-import { eventually, freshFolder, fspo, startFspo, writeConfig } from './commands.ts'
+import { eventually, freshFolder, fspo, startFspo, smallRun, writeConfig } from './commands.ts'
 import { draw, startInTerminal } from './terminal.ts'
 
-const small = {
-  name: 'small',
-  spec: {
-    users: { train: 4, unseen: 4 },
-    questions: { seen: 8, unseen: 4 },
-    responses: { perQuestion: 12 },
-    preferences: { panel: 2, pairs: 16, unseenPairs: 8 },
-    episodes: { perUser: 2 },
-  },
-}
 /** So slow that a person, or a test, can meddle. */
 const slow = { concurrency: 1, shardItems: 8, window: 1 }
 
@@ -97,7 +87,7 @@ test('where there is no terminal a stage is a line when it is over, and one each
 
 test('in a terminal a run is one moving line per stage; when its history is gone manifests tell of it', async () => {
   const folder = freshFolder()
-  writeConfig(folder, { ...small, operations: slow })
+  writeConfig(folder, { ...smallRun, operations: slow })
   const terminal = startInTerminal(folder, ['generate', '--config', 'fspo.json'], { columns: 100 })
   const frames = new Set<string>()
   terminal.child.stdout?.on('data', () => frames.add(terminal.screen().join('\n')))
@@ -130,7 +120,7 @@ test('in a terminal a run is one moving line per stage; when its history is gone
 
 test('a run that stands paused without a stack goes on with resume alone', async () => {
   const folder = freshFolder()
-  writeConfig(folder, { ...small, operations: slow })
+  writeConfig(folder, { ...smallRun, operations: slow })
   const run = startFspo(folder, ['generate', '--config', 'fspo.json'])
   const pause = ['pause', 'small', '--reason', 'lunch']
   await eventually(async () => ((await fspo(folder, pause)).code === 0 ? true : undefined))

@@ -7,18 +7,22 @@ import { after, before, test } from 'node:test'
 import { readScrape } from '../workers/scrape.ts'
 import type { RunView } from '../workers/watch.ts'
 import { startCollector } from './collector.ts'
-import { eventually, freshFolder, fspo, stackOf, startFspo, writeConfig } from './commands.ts'
+import {
+  eventually,
+  freshFolder,
+  fspo,
+  stackOf,
+  startFspo,
+  smallRun,
+  writeConfig,
+} from './commands.ts'
 
 const priced = (model: string) => ({ model, inputUsdPerMillion: 2, outputUsdPerMillion: 8 })
 const steps = { steps: 2, warmupSteps: 1 }
 const config = {
-  name: 'small',
+  ...smallRun,
   spec: {
-    users: { train: 4, unseen: 4 },
-    questions: { seen: 8, unseen: 4 },
-    responses: { perQuestion: 12 },
-    preferences: { panel: 2, pairs: 16, unseenPairs: 8 },
-    episodes: { perUser: 2 },
+    ...smallRun.spec,
     training: {
       architecture: { layers: 1, width: 16, heads: 2, hidden: 32, vocabulary: 512, context: 1024 },
       maxTokens: 1024,

@@ -2,6 +2,7 @@ import { z } from 'zod'
 
 import type { StageTable } from '../activities/keys.ts'
 import { defaultOperations, presets } from '../activities/presets.ts'
+import type { Schedule } from '../activities/schedules.ts'
 import type { Operations, RunConfig, Spec } from '../activities/spec.ts'
 import type { EngineStage, ItemStage, StageName } from '../activities/stage.ts'
 
@@ -115,6 +116,15 @@ export function createToys(): Toys {
     verdicts: items('verdicts', { ...nothing, reads: ['samples'] }),
   }
   return { stages, made, before }
+}
+
+/** A schedule of nights of such a run. */
+export function scheduleOf(
+  { spec, operations }: Pick<RunConfig, 'spec' | 'operations'>,
+  over: Partial<Schedule> = {},
+): Schedule {
+  const times = { at: '02:30', days: ['monday' as const], evaluate: true }
+  return { v: 1, name: 'nightly', ...times, measure: 'winRate', spec, operations, ...over }
 }
 
 /** A small configuration for toys: 10 personas, 12 questions, 24 responses, 20 preferences, shards of 5. */
