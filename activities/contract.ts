@@ -20,6 +20,9 @@ export const architectureSchema = z.strictObject({
   context: positive, // max_position_embeddings
 })
 
+/** Of the forward; weights stay float32 where they are trained. */
+const precision = z.enum(['float32', 'bfloat16']).default('float32')
+
 /** After memory ran out: micro-batches of half the size. It changes results by rounding only. */
 const halved = z.boolean().default(false)
 
@@ -39,7 +42,7 @@ const optimizerShape = {
 /** How the torch engine computes. Nothing here changes an objective; the other engine refuses it. */
 export const torchSchema = z.strictObject({
   attention: z.enum(['sdpa2', 'mask', 'flex']).default('sdpa2'), // flex: CUDA only
-  precision: z.enum(['float32', 'bfloat16']).default('float32'), // of the forward; weights stay float32
+  precision,
   optimizer: z.enum(['adamw', 'rmsprop']).default('adamw'),
   weightDecay: z.number().nonnegative().default(0),
   lora: z
@@ -94,6 +97,7 @@ export const sampleSpecSchema = z.strictObject({
   data: z.array(path).min(1),
   out: path,
   draws: positive.default(1),
+  precision, // bfloat16: torch only
   halved,
   temperature: z.number().nonnegative(), // 0 is greedy
   topP: z.number().positive().max(1).default(1),
@@ -110,6 +114,7 @@ export const scoreSpecSchema = z.strictObject({
   data: z.array(path).min(1),
   out: path,
   shared: z.boolean().default(true),
+  precision, // bfloat16: torch only
   halved,
 })
 export type ScoreSpec = z.infer<typeof scoreSpecSchema>

@@ -83,7 +83,7 @@ export function interpolation(
 ) {
   const known = new Set(
     personas
-      .filter((persona) => isTrainedCombination(userOf(spec, persona).combination))
+      .filter((persona) => isTrainedCombination(userOf(spec, persona).combination, spec))
       .map(({ id }) => id),
   )
   const within = (isKnown: boolean) => {

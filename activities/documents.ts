@@ -6,7 +6,7 @@ import { groupBy } from './groups.ts'
 import type { Answers } from './pairs.ts'
 import type { Response } from './records.ts'
 import { renderDocument, renderShot } from './render.ts'
-import type { Spec } from './spec.ts'
+import { scratchOf, type Spec } from './spec.ts'
 
 /** A plain document for the base language model. */
 export const documentSchema = z.strictObject({ text: z.string().min(1) })
@@ -34,7 +34,7 @@ export function documents({ questions, responses }: Answers, spec: Spec): { text
   const bySteer = groupBy(seen, ({ steer }) => steer)
   const steers = [...bySteer.keys()]
   const random = createRandom(seedOf(spec.seed, 'documents'))
-  return Array.from({ length: spec.training.documents }, () => {
+  return Array.from({ length: scratchOf(spec).documents }, () => {
     const [one, other] = random.shuffle(steers)
     const kind = random.next()
     if (kind < catalogueShare) return { text: catalogue() }

@@ -13,6 +13,7 @@ import { dropEarlier, openAttempt, takeOver, type Attempt } from './attempts.ts'
 import { createPublisher, fetchCheckpoint, localManifest, localStep } from './checkpoints.ts'
 import type { EngineEvent, EngineSpec, TrainSpec } from './contract.ts'
 import type { Making } from './making.ts'
+import { findPretrained } from './pretrained.ts'
 import { openSame, type StageRef } from './planning.ts'
 import type { Dependencies, Run } from './runs.ts'
 import type { EngineContext, EngineStage } from './stage.ts'
@@ -70,6 +71,7 @@ function engineContext({
     ...run.context(stage.name),
     folder,
     checkpoint: run.checkpoint,
+    pretrained: () => findPretrained(run.config),
     engine(spec) {
       // One at a time, however they are asked for: they share a machine and a folder.
       last = last.then(() => runEngineSpec(work, spec))

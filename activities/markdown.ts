@@ -1,6 +1,6 @@
 import type { Report } from './findings.ts'
 import { markdownTable, showDifference, showInterval, showNumber } from './format.ts'
-import { cells, type Cell } from './plan.ts'
+import { cellsOf, type Cell } from './plan.ts'
 import { paperReviews, paperSetting } from './paper.ts'
 
 /** `report.md`: what was measured, how, and whether it bears out what FSPO claims. */
@@ -8,7 +8,7 @@ export function renderMarkdown(report: Report): string {
   return `${[
     headOf(report),
     claimsOf(report),
-    ...cells.map((cell) => cellOf(report, cell)),
+    ...cellsOf(report.spec).map((cell) => cellOf(report, cell)),
     pairedOf(report),
     controlsOf(report),
     judgeOf(report),

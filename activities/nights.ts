@@ -174,6 +174,7 @@ function folderOf({ name, spec }: Schedule, stages: StageTable): string {
     films: films.map(({ title }) => title),
     split: [questions.seen, questions.unseen],
     architecture: training.architecture,
+    model: training.model,
     seed,
     domain,
   }

@@ -50,12 +50,13 @@ export function allocatePairs(spec: Spec, answers: Answers): Allocation {
   const { panel, pairs, unseenPairs } = spec.preferences
   const random = createRandom(seedOf(spec.seed, 'pairs'))
   const choose = openChoice(answers, random)
+  const score = scoreOf(spec)
   const crossed = Math.ceil(unseenPairs / 2)
-  const unseen = choose({ split: 'unseen', count: unseenPairs, score: () => differ })
+  const unseen = choose({ split: 'unseen', count: unseenPairs, score })
   const panels = Array.from({ length: Math.ceil(spec.users.train / panel) }, () =>
-    choose({ split: 'seen', count: pairs, score: () => differ }),
+    choose({ split: 'seen', count: pairs, score }),
   )
-  const unseenSeen = choose({ split: 'seen', count: crossed, score: () => differ })
+  const unseenSeen = choose({ split: 'seen', count: crossed, score })
   return { panels, unseen, trainUnseen: unseen.slice(0, crossed), unseenSeen }
 }
 
@@ -124,6 +125,19 @@ function drawPair(question: Question, responses: Response[], random: Random): Pa
 
 function keyOf({ first, second }: Pair): string {
   return [first.id, second.id].toSorted().join(' ')
+}
+
+/**
+ * Pairs that differ on many axes; where users have tastes on named axes, by turns those and ones set apart by one of
+ * them, so that a few shots can show each taste of a user by itself.
+ */
+function scoreOf({ users: { axes: named } }: Spec): Choice['score'] {
+  const scores = [differ, ...(named ?? []).map((axis) => setApartBy(axes.indexOf(axis)))]
+  return (turn) => scores[turn % scores.length]!
+}
+
+function setApartBy(axis: number) {
+  return (a: Properties, b: Properties) => apart(a, b, axis)
 }
 
 /** High when the texts differ clearly on many axes. */

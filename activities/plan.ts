@@ -14,7 +14,7 @@ export interface Cell {
 }
 
 export const headline: Cell = { users: 'unseen', questions: 'unseen' }
-export const cells: Cell[] = [
+const cells: Cell[] = [
   headline,
   { users: 'unseen', questions: 'seen' },
   { users: 'seen', questions: 'unseen' },
@@ -46,6 +46,13 @@ export interface Plan {
   queried: Set<string>
 }
 
+/** The cells of a spec's tables, the headline first. */
+export function cellsOf({ evaluation }: Pick<Spec, 'evaluation'>): Cell[] {
+  return cells.filter(
+    ({ questions }) => questions === 'unseen' || evaluation.seenQuestions !== false,
+  )
+}
+
 interface PlanInput {
   spec: Spec
   personas: Persona[]
@@ -69,7 +76,7 @@ export function planEvaluation(input: PlanInput): Plan {
     ...subjectsOf(input, { side: 'unseen', queried }),
     ...subjectsOf(input, { side: 'seen', queried }),
   ]
-  const items = cells.flatMap(({ users, questions: side }) =>
+  const items = cellsOf(spec).flatMap(({ users, questions: side }) =>
     subjects
       .filter((subject) => subject.side === users)
       .flatMap((subject) =>

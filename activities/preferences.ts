@@ -8,7 +8,7 @@ import type { Effort, Persona, Preference, Question, Refinement, Response } from
 import { ask, askBoth, effortOf, readChoice } from './replies.ts'
 import { programJudge } from './spec.ts'
 import type { ItemContext, ItemStage } from './stage.ts'
-import { measurableUser, prefers } from './users.ts'
+import { measurableUser, utility } from './users.ts'
 
 /** One pair to label as one user, described by the refined persona. */
 export interface PreferenceItem {
@@ -107,17 +107,19 @@ async function labelByModel(
   }
 }
 
-/** The measurable user's own choice; who likes both equally takes whichever comes first: inconsistent. */
+/** The measurable user's own choice; who notices no difference takes whichever comes first: inconsistent. */
 async function labelByTaste(
   { person: index, split, pair: { first, second } }: PreferenceItem,
   { spec, rows }: ItemContext,
 ): Promise<Label> {
   const properties = measureOf(await rows<Response>('responses'))
   const user = measurableUser({ seed: spec.seed, index, split, spec })
-  const [a, b] = [properties(first.text), properties(second.text)]
+  const gap =
+    utility(user.weights, properties(first.text)) - utility(user.weights, properties(second.text))
+  const { noticeable = 0 } = spec.preferences
   return {
-    labelFirst: prefers(user, b, a) ? 'second' : 'first',
-    labelSecond: prefers(user, a, b) ? 'first' : 'second',
+    labelFirst: -gap > noticeable ? 'second' : 'first',
+    labelSecond: gap > noticeable ? 'first' : 'second',
     effort: { ...effortOf([]), model: programJudge },
   }
 }

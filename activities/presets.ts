@@ -1,4 +1,5 @@
-import type { Operations, Spec } from './spec.ts'
+import { torchSchema } from './contract.ts'
+import { programJudge, type Operations, type Spec } from './spec.ts'
 
 /** The whole paper in minutes on two cores, without key or GPU. */
 const tiny: Spec = {
@@ -41,8 +42,59 @@ const tiny: Spec = {
   },
 }
 
+/**
+ * The paper's Reviews on a real model of 135M parameters, on a laptop: it writes the reviews, and is trained on them.
+ * Users and judge are programs.
+ */
+const small: Spec = {
+  seed: 0,
+  domain: 'reviews',
+  users: {
+    train: 16,
+    unseen: 16,
+    axes: ['sentiment', 'length'],
+    silentShare: 0,
+    model: 'sim-large',
+  },
+  questions: { seen: 45, unseen: 15, model: 'sim-large' },
+  responses: {
+    perQuestion: 12,
+    models: ['smollm2'],
+    temperature: 0.8,
+    maxTokens: 72,
+    steering: 'opening',
+  },
+  refinement: { pairs: 0, model: 'sim-judge' },
+  preferences: { judge: programJudge, panel: 16, pairs: 320, unseenPairs: 90, noticeable: 0.5 },
+  episodes: { shots: 4, queries: 4, perUser: 25, pairing: 'mirrored' },
+  training: {
+    engine: 'torch',
+    torch: torchSchema.parse({ precision: 'bfloat16' }),
+    beta: 0.05,
+    sftWeight: 0,
+    clip: 1,
+    maxTokens: 1024,
+    prefFt: { steps: 32, batch: 1, learningRate: 3e-5, warmupSteps: 4 },
+    pooled: { steps: 100, batch: 1, learningRate: 2e-5, warmupSteps: 8 },
+    fspo: { steps: 100, batch: 1, learningRate: 2e-5, warmupSteps: 8 },
+  },
+  evaluation: {
+    judge: programJudge,
+    users: 16,
+    questions: 6,
+    shotSets: 2,
+    pairs: 12,
+    seenQuestions: false,
+    temperature: 0.7,
+    maxTokens: 72,
+    oracleDraws: 8,
+    shotCounts: [0],
+    resamples: 10_000,
+  },
+}
+
 /** The presets a configuration starts from. */
-export const presets = { tiny }
+export const presets = { tiny, small }
 
 /** How a run is carried out unless its configuration says otherwise: all models are the simulator's. */
 export const defaultOperations: Operations = {
@@ -56,6 +108,26 @@ export const defaultOperations: Operations = {
   shardItems: 500,
   flushEvery: 256,
   window: 16,
+}
+
+/** What presets carry out otherwise. */
+export const operationsOf: Record<string, Partial<Operations>> = {
+  small: {
+    models: {
+      ...defaultOperations.models,
+      smollm2: {
+        baseUrl: 'http://127.0.0.1:8011/v1',
+        model: 'SmolLM2-135M-Instruct',
+        start: 'smollm2',
+        concurrency: 12, // more at once is slower on a CPU
+        inputUsdPerMillion: 0,
+        outputUsdPerMillion: 0,
+        timeoutMs: 300_000,
+      },
+    },
+    checkpoint: 'SmolLM2-135M-Instruct',
+    flushEvery: 16,
+  },
 }
 
 function simulated(model: string): Operations['models'][string] {

@@ -9,6 +9,7 @@ export const promptVersions = {
   persona: 1,
   question: 1,
   response: 2,
+  opening: 1,
   refinement: 1,
   preference: 1,
 } as const
@@ -61,6 +62,31 @@ export function responsePrompt({
       content: `Request: ${question}
 Reviewer: ${reviewer}
 Write the film review in the words of this reviewer, in plain sentences.`,
+    },
+  ]
+}
+
+/**
+ * Asks for a review of a film by naming the words to begin with: what a model of a hundred million parameters
+ * follows. `turn` varies the words. No number is named: it would be copied.
+ */
+export function openingPrompt({
+  film,
+  steer: [sentiment, length],
+  turn,
+}: {
+  film: string
+  steer: Signs
+  turn: number
+}): Messages {
+  const openings = openingWords[sentiment > 0 ? 1 : 0]!
+  const extent = length > 0 ? 'In a long paragraph' : 'In one sentence'
+  const felt = sentiment > 0 ? 'loved' : 'hated'
+  const opening = openings[turn % openings.length]!.replace('FILM', film)
+  return [
+    {
+      role: 'user',
+      content: `${extent}, say why you ${felt} the film ${film}. Start with: ${opening}`,
     },
   ]
 }
@@ -153,6 +179,25 @@ const tasteWords = [
   ['likes critical reviews that dwell on faults', 'likes warm reviews full of praise'],
   ['likes brief reviews', 'likes detailed reviews'],
   ['likes reviews that sound certain', 'likes reviews that sound tentative'],
+]
+
+const openingWords = [
+  [
+    'I hated FILM because',
+    'FILM is a boring, terrible film',
+    'What a disappointing film',
+    'The acting in FILM is awful',
+    'I was bored by FILM',
+    'FILM is the worst',
+  ],
+  [
+    'I loved FILM because',
+    'FILM is a wonderful, beautiful film',
+    'What a brilliant film',
+    'The acting in FILM is superb',
+    'I was delighted by FILM',
+    'FILM is the best',
+  ],
 ]
 
 const steerWords = [

@@ -14,10 +14,10 @@ import { chooseExamples } from './examples.ts'
 import { reportSchema, type Report } from './findings.ts'
 import { renderMarkdown } from './markdown.ts'
 import { differenceOf, measured, weigh, type Scales } from './measures.ts'
-import { cells, headline, type Cell } from './plan.ts'
+import { cellsOf, headline, type Cell } from './plan.ts'
 import type { Persona, Preference, Question, Response, Sample, Verdict } from './records.ts'
 import type { Score } from './scores.ts'
-import type { Spec } from './spec.ts'
+import { programJudge, scratchOf, type Spec } from './spec.ts'
 import { systemNames, systemsOf } from './systems.ts'
 import { renderTable } from './table.ts'
 import { createTruth } from './truth.ts'
@@ -86,7 +86,7 @@ function reportOf({ rows, ...input }: ReportInput): Report {
 /** The headline cell of every system first, then the other cells. */
 function tableRows(scales: Scales, spec: Spec): Report['table'] {
   const systems = systemsOf(spec).filter(({ role }) => role === 'table')
-  return cells.flatMap((cell) =>
+  return cellsOf(spec).flatMap((cell) =>
     systems.map(({ name }) => tableRow(scales, { system: name, cell })),
   )
 }
@@ -132,9 +132,11 @@ function intervalOf({ mean, lo, hi }: Interval): Interval {
   return { mean, lo, hi }
 }
 
-/** The policy in words; a Llama decoder with tied embeddings. */
-function describeModel({ training }: Spec): Report['model'] {
-  const { layers, width, hidden, heads, vocabulary, context } = training.architecture
+/** The policy in words; from scratch a Llama decoder with tied embeddings. */
+function describeModel(spec: Spec): Report['model'] {
+  const { model } = spec.training
+  if (model) return { name: model.name, parameters: model.parameters }
+  const { layers, width, hidden, heads, vocabulary, context } = scratchOf(spec).architecture
   const layer = 4 * width ** 2 + 3 * width * hidden + 2 * width
   return {
     name: `Llama from scratch: ${layers} layers, width ${width}, ${heads} heads, vocabulary ${vocabulary}, context ${context}`,
@@ -144,6 +146,7 @@ function describeModel({ training }: Spec): Report['model'] {
 
 /** A judge's alias and the models that answered to it. */
 function namesOf(alias: string, rows: { model: string }[]): string {
+  if (alias === programJudge) return 'the users themselves, by a program'
   const models = [...new Set(rows.map(({ model }) => model))].filter((model) => model !== '').sort()
   return models.length === 0 ? alias : `${alias} (${models.join(', ')})`
 }

@@ -1,8 +1,9 @@
 import { createRandom, seedOf } from '../infra/random.ts'
-import { promptVersions, responsePrompt, reviewerOf } from './prompts.ts'
+import { openingPrompt, promptVersions, responsePrompt, reviewerOf } from './prompts.ts'
 import { responseSchema } from './records.ts'
 import type { Question, Response } from './records.ts'
 import { ask, effortOf, readProse } from './replies.ts'
+import type { Spec } from './spec.ts'
 import type { ItemStage } from './stage.ts'
 import type { Signs } from './users.ts'
 
@@ -10,6 +11,7 @@ import type { Signs } from './users.ts'
 export interface ResponseItem {
   question: Question
   steer: Signs
+  turn: number // which of the question's reviews of this steer it is, plus a start of the question's own
   alias: string
 }
 
@@ -22,26 +24,41 @@ const steers: Signs[] = [
   [0, -1, 1],
 ]
 
+// What an opening can say: praise or blame, at length or not.
+const corners: Signs[] = [
+  [1, 1, 0],
+  [-1, 1, 0],
+  [1, -1, 0],
+  [-1, -1, 0],
+]
+
 /** Writes the answers: steers and models of the ensemble rotate over each question's items. */
 export const responses: ItemStage<ResponseItem, Response> = {
   kind: 'items',
   name: 'responses',
   queue: 'fspo-llm',
   reads: ['questions'],
-  content: (spec) => ({ responses: spec.responses, prompt: promptVersions.response }),
+  content: (spec) => ({
+    responses: spec.responses,
+    prompt: promptVersions[spec.responses.steering === 'opening' ? 'opening' : 'response'],
+  }),
   schema: responseSchema,
   async items({ spec, rows }) {
     const asked = await rows<Question>('questions')
     return asked.flatMap((question) => responseItems(question, spec))
   },
-  async process({ question, steer, alias }, context) {
+  async process({ question, steer, turn, alias }, context) {
     const reviewer = reviewerOf(steer)
-    const { temperature, maxTokens } = context.spec.responses
+    const { temperature, maxTokens, steering } = context.spec.responses
+    const messages =
+      steering === 'opening'
+        ? openingPrompt({ film: question.topic, steer, turn })
+        : responsePrompt({ question: question.text, reviewer })
     const { value, replies } = await ask(
       context,
       {
         alias,
-        messages: responsePrompt({ question: question.text, reviewer }),
+        messages,
         temperature,
         maxTokens,
         call: 'response',
@@ -59,15 +76,20 @@ function responseItems(
   question: Question,
   {
     seed,
-    responses: { perQuestion, models },
-  }: { seed: number; responses: { perQuestion: number; models: string[] } },
+    responses: { perQuestion, models, steering },
+  }: { seed: number; responses: Pick<Spec['responses'], 'perQuestion' | 'models' | 'steering'> },
 ): ResponseItem[] {
   const random = createRandom(seedOf(seed, 'steers', question.index))
   const first = random.int(models.length)
-  return Array.from({ length: perQuestion }, (_, i) => ({
-    question,
-    steer: steers[i % steers.length]!,
-    // One further step per round, so that a steer meets every model.
-    alias: models[(first + i + Math.floor(i / steers.length)) % models.length]!,
-  }))
+  const views = steering === 'opening' ? corners : steers
+  return Array.from({ length: perQuestion }, (_, i) => {
+    const round = Math.floor(i / views.length)
+    return {
+      question,
+      steer: views[i % views.length]!,
+      turn: question.index + round,
+      // One further step per round, so that a steer meets every model.
+      alias: models[(first + i + round) % models.length]!,
+    }
+  })
 }

@@ -59,7 +59,7 @@ export async function loadEvaluation(context: StageContext): Promise<{ plan: Pla
 
 /** What decides who is asked what with which shots; the judge and the intervals are not part of it. */
 export function evaluationContent(spec: Spec) {
-  const { users, questions, shotSets, shotCounts } = spec.evaluation
+  const { users, questions, shotSets, shotCounts, seenQuestions } = spec.evaluation
   const champion = spec.night?.champion
   return {
     v: 2,
@@ -69,6 +69,8 @@ export function evaluationContent(spec: Spec) {
     shotCounts,
     shots: spec.episodes.shots,
     renderVersion,
+    seenQuestions,
+    precision: spec.training.torch?.precision,
     ...(champion && { champion }),
   }
 }
@@ -131,6 +133,7 @@ async function draw(
     out,
     temperature,
     maxNewTokens: maxTokens,
+    precision: context.spec.training.torch?.precision,
     seed: seedOf(context.spec.seed, 'samples'),
   })
   await context.engine(sampleSpec)

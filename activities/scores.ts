@@ -5,7 +5,7 @@ import { scoreSpecSchema } from './contract.ts'
 import { measureVersion } from './domains/reviews.ts'
 import { groupBy } from './groups.ts'
 import { isReserved, pairsVersion } from './pairs.ts'
-import { cells, isHeadline, shotsOf, type Cell, type Plan, type Subject } from './plan.ts'
+import { cellsOf, isHeadline, shotsOf, type Cell, type Plan, type Subject } from './plan.ts'
 import type { Preference } from './records.ts'
 import { renderAnswer, renderPrefix, renderQuery } from './render.ts'
 import { byPrefix, evaluationContent, loadEvaluation } from './samples.ts'
@@ -59,7 +59,12 @@ export const scores: EngineStage<Score> = {
     ...(['personas', 'questions', 'responses', 'preferences'] as const),
     ...(['base', 'pref-ft', 'pooled', 'fspo'] as const),
   ],
-  content: (spec) => ({ ...evaluationContent(spec), pairsVersion, measureVersion }),
+  content: (spec) => ({
+    ...evaluationContent(spec),
+    pairsVersion,
+    measureVersion,
+    pairs: spec.evaluation.pairs,
+  }),
   schema: scoreSchema,
   async run(context) {
     const { plan, truth } = await loadEvaluation(context)
@@ -104,17 +109,20 @@ export function heldOut(of: {
       (row.split === 'unseen' || row.questionSplit === 'unseen' || isReserved(row, spec.seed)),
   )
   const byUser = groupBy(usable, ({ user }) => user)
-  return cells.flatMap((cell) =>
+  const chosen = (rows: Preference[]) => rows.slice(0, spec.evaluation.pairs)
+  return cellsOf(spec).flatMap((cell) =>
     plan.subjects
       .filter(({ side }) => side === cell.users)
       .flatMap((subject) =>
-        (byUser.get(subject.user.id) ?? [])
-          .filter(({ questionSplit }) => questionSplit === cell.questions)
-          .flatMap((preference, i) => {
-            const likes = likesOf(preference, truth)
-            const set = i % spec.evaluation.shotSets
-            return likes ? [{ ...cell, subject, set, preference, likes }] : []
-          }),
+        chosen(
+          (byUser.get(subject.user.id) ?? []).filter(
+            ({ questionSplit }) => questionSplit === cell.questions,
+          ),
+        ).flatMap((preference, i) => {
+          const likes = likesOf(preference, truth)
+          const set = i % spec.evaluation.shotSets
+          return likes ? [{ ...cell, subject, set, preference, likes }] : []
+        }),
       ),
   )
 }
@@ -218,6 +226,7 @@ async function score(
     checkpoint: await context.checkpoint(checkpoint),
     data: [await context.writeRows(`${checkpoint}-pairs.parquet`, requestSchema, rows)],
     out,
+    precision: context.spec.training.torch?.precision,
   })
   await context.engine(scoreSpec)
   const results = await context.readRows(out, resultSchema)

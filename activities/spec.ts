@@ -1,6 +1,7 @@
 import { z } from 'zod'
 
-import { architectureSchema } from './contract.ts'
+import { FspoError } from '../infra/errors.ts'
+import { architectureSchema, torchSchema } from './contract.ts'
 
 const count = z.int().nonnegative()
 const positive = z.int().positive()
@@ -33,6 +34,12 @@ export const specSchema = z.strictObject({
   users: z.strictObject({
     train: positive, // users whose preferences may be trained on
     unseen: positive, // users only ever evaluated; half have combinations of taste no training user has
+    // Training users care about one of these, unseen users about all, as in the paper's Reviews. Without: all
+    // three axes in 26 combinations, ten of them held out.
+    axes: z
+      .array(z.enum(['sentiment', 'length', 'hedging']))
+      .min(1)
+      .optional(),
     silentShare: z.number().min(0).max(1), // share of personas whose seed text omits one of their tastes
     model: z.string(), // alias that writes personas
   }),
@@ -42,6 +49,8 @@ export const specSchema = z.strictObject({
     models: z.array(z.string()).min(1), // the ensemble
     temperature,
     maxTokens: positive,
+    // How a view is asked for: a reviewer described in words, or the words to begin with, which small models follow.
+    steering: z.enum(['reviewer', 'opening']).optional(),
   }),
   refinement: z.strictObject({ pairs: count, model: z.string() }), // pairs shown per persona; 0 turns it off
   preferences: z.strictObject({
@@ -49,6 +58,9 @@ export const specSchema = z.strictObject({
     panel: positive, // training users who label the same pairs
     pairs: positive, // per training user, on seen questions
     unseenPairs: positive, // per unseen user, on unseen questions, the same for all of them
+    // Program only: utilities closer than this many deviations are not told apart, so whichever text is shown first
+    // is chosen, and the label is dropped as inconsistent.
+    noticeable: z.number().positive().optional(),
   }),
   episodes: z.strictObject({
     shots: count, // N
@@ -58,13 +70,19 @@ export const specSchema = z.strictObject({
   }),
   training: z.strictObject({
     engine: z.enum(['tfjs', 'torch']).default('tfjs'), // equal to rounding, so their models differ in the last digits
-    architecture: architectureSchema,
-    documents: positive,
+    // Where every model starts: a checkpoint that operations.checkpoint names, or an architecture, trained as base on so
+    // many documents.
+    model: z
+      .strictObject({ name: z.string().min(1), sha256: stageKey, parameters: positive })
+      .optional(),
+    architecture: architectureSchema.optional(),
+    documents: positive.optional(),
+    torch: torchSchema.optional(), // how engine torch computes
     beta: z.number().positive(),
     sftWeight: z.number().nonnegative(), // of -log pi(chosen), in nats, beside each pair's IPO loss; 0 is the paper
     clip: z.number().positive(),
     maxTokens: positive,
-    base: phaseSchema,
+    base: phaseSchema.optional(),
     prefFt: phaseSchema,
     pooled: phaseSchema,
     fspo: phaseSchema,
@@ -74,6 +92,8 @@ export const specSchema = z.strictObject({
     users: positive, // per cell
     questions: positive, // per user and cell
     shotSets: positive, // per user; questions and held-out pairs take them by turns
+    pairs: positive.optional(), // held-out ones that a user ranks per cell, the same for all; without: every one
+    seenQuestions: z.boolean().optional(), // false: two of the four cells, those of held-out questions
     temperature,
     maxTokens: positive,
     oracleDraws: positive,
@@ -127,6 +147,7 @@ export const operationsSchema = z.strictObject({
         endpoints: z.array(endpointSchema).min(1).optional(), // of the same model, in place of one
         prefer: z.enum(['weight', 'price']).optional(), // among several; by weight without
         mode: z.enum(['online', 'batch']).optional(), // batch: answers within a day, at the prices above
+        start: z.enum(['smollm2']).optional(), // a server of ours for it, at baseUrl, started with the stack
       })
       .refine(({ mode, endpoints = [] }) => mode !== 'batch' || endpoints.length <= 1, {
         path: ['mode'],
@@ -139,10 +160,21 @@ export const operationsSchema = z.strictObject({
   window: positive.max(100).default(16), // shards in flight per stage
   batch: batchSchema.optional(), // of models in mode batch
   engine: z.enum(['tfjs', 'torch']).optional(), // where configurations of before name it: see spec.training
+  checkpoint: z.string().optional(), // a Hugging Face folder that training starts from, or a name that we install
   store: z.string().optional(), // a folder or s3://bucket/prefix?endpoint=…&region=…; default: .fspo/store
   budgetUsd: z.number().positive().optional(), // what the run may spend on models; at it the run pauses
 })
 export type Operations = z.infer<typeof operationsSchema>
+
+/** What a model from scratch is made of. @throws FspoError 'Config' when the spec leaves it out */
+export function scratchOf({ training: { architecture, documents, base } }: Pick<Spec, 'training'>) {
+  if (architecture && documents && base) return { architecture, documents, base }
+  throw new FspoError(
+    'Config',
+    'nothing tells what training starts from: set operations.checkpoint to a model folder, or ' +
+      'training.architecture, training.documents and training.base',
+  )
+}
 
 /** Whether an alias answers in batches. */
 export function isBatched({ models }: Operations, alias: string): boolean {

@@ -65,6 +65,8 @@ export interface EngineContext extends StageContext {
   folder: string
   /** The local folder of a sealed training stage's checkpoint: of this run, or of the key if one is given. */
   checkpoint(name: CheckpointName, key?: string): Promise<string>
+  /** The local folder of the checkpoint that training starts from. @throws FspoError 'ModelChanged' */
+  pretrained(): Promise<string>
   /** Runs one engine command to its `done` event. @throws FspoError with the engine's error. */
   engine(spec: EngineSpec): Promise<void>
   writeRows<Row>(file: string, schema: z.ZodObject, rows: Row[]): Promise<string>

@@ -1,6 +1,6 @@
 import type { Report } from './findings.ts'
 import { alignColumns, showDifference, showInterval, showNumber } from './format.ts'
-import { cells, isHeadline, type Cell } from './plan.ts'
+import { cellsOf as cellsIn, isHeadline, type Cell } from './plan.ts'
 import { paperReviews } from './paper.ts'
 
 type Row = Report['table'][number]
@@ -51,7 +51,8 @@ function headlineOf({ table, controls, spec }: Report): string[] {
   ]
 }
 
-function cellsOf({ table }: Report): string[] {
+function cellsOf({ table, spec }: Report): string[] {
+  const cells = cellsIn(spec)
   const systems = [...new Set(table.map(({ system }) => system))]
   const at = (system: string, cell: Cell) =>
     table.find((row) => row.system === system && isSame(row, cell))

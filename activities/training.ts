@@ -10,25 +10,32 @@ import {
   type Response,
 } from './records.ts'
 import { specialTokens } from './render.ts'
-import type { Spec } from './spec.ts'
+import { scratchOf, type Spec } from './spec.ts'
 import type { EngineContext, EngineStage, StageName } from './stage.ts'
 
 type Phase = 'base' | 'prefFt' | 'pooled' | 'fspo'
 
-/** Stage `base`: a nano Llama from scratch on plain documents; it knows the language and no user. */
+/**
+ * Stage `base`: what knows the language and no user. The checkpoint that the run starts from, as it is; or a nano Llama
+ * from scratch on plain documents.
+ */
 export const base: EngineStage<never> = {
   kind: 'engine',
   name: 'base',
   queue: 'fspo-gpu',
   reads: ['questions', 'responses'],
-  content: (spec) => ({
-    ...contentOf(spec, 'base'),
-    documents: spec.training.documents,
-    documentsVersion,
-    specialTokens,
-  }),
+  content: ({ training, ...spec }) =>
+    training.model
+      ? { v: 2, model: training.model.sha256 }
+      : {
+          ...contentOf({ ...spec, training }, 'base'),
+          documents: training.documents,
+          documentsVersion,
+          specialTokens,
+        },
   async run(context) {
-    const { training } = context.spec
+    if (context.spec.training.model) return { checkpoint: await context.pretrained() }
+    const { architecture } = scratchOf(context.spec)
     const [questions, responses] = await Promise.all([
       context.rows<Question>('questions'),
       context.rows<Response>('responses'),
@@ -38,7 +45,7 @@ export const base: EngineStage<never> = {
     return train(context, {
       ...optimizerOf(context.spec, 'base'),
       objective: 'lm',
-      init: { architecture: training.architecture, specialTokens },
+      init: { architecture, specialTokens },
       data: [data],
     })
   },
@@ -153,17 +160,21 @@ async function train(context: EngineContext, task: Task): Promise<{ checkpoint: 
 }
 
 function optimizerOf(spec: Spec, phase: Phase) {
-  const { steps, batch, learningRate, warmupSteps } = spec.training[phase]
-  const { clip, maxTokens } = spec.training
+  const { steps, batch, learningRate, warmupSteps } =
+    phase === 'base' ? scratchOf(spec).base : spec.training[phase]
+  const { clip, maxTokens, torch } = spec.training
   const seed = seedOf(spec.seed, phase)
   const schedule = 'cosine' as const
-  return { steps, batch, learningRate, warmupSteps, schedule, clip, maxTokens, seed }
+  const how = torch && { torch }
+  return { steps, batch, learningRate, warmupSteps, schedule, clip, maxTokens, seed, ...how }
 }
 
 /** What a phase's checkpoint depends on beside the stages it reads; the seed is in every stage key. */
 function contentOf(spec: Spec, phase: Phase) {
   const { engine, clip, maxTokens, beta, sftWeight, architecture } = spec.training
-  const other = engine === 'tfjs' ? {} : { engine } // keys of before knew of one engine only
+  const { tokens: _, device: __, threads: ___, ...torch } = spec.training.torch ?? {}
+  // Keys of before knew of one engine, and of one way to compute, only.
+  const other = engine === 'tfjs' ? {} : { engine, ...(spec.training.torch && { torch }) }
   const shared = { v: 2, phase: spec.training[phase], clip, maxTokens, ...other }
   if (phase === 'base') return { ...shared, architecture }
   if (phase === 'prefFt') return shared

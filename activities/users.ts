@@ -1,7 +1,7 @@
 import { FspoError } from '../infra/errors.ts'
 import { createRandom, seedOf } from '../infra/random.ts'
 import { axes } from './domains/reviews.ts'
-import type { Properties } from './domains/reviews.ts'
+import type { Axis, Properties } from './domains/reviews.ts'
 import type { Spec } from './spec.ts'
 
 /** Changes whenever a seed may give other users; part of stage keys. */
@@ -46,7 +46,8 @@ export const trainedCombinations: readonly string[] = trained
 /**
  * The user behind a persona; `index` is the persona's (unseen users follow the training users).
  * Users 2i and 2i+1 are a couple with opposite combinations and magnitudes of their own in [0.6, 1.4].
- * Unseen couples have held-out combinations and trained ones by turns.
+ * Unseen couples have held-out combinations and trained ones by turns. Where `spec.users.axes` names axes, training
+ * users care about one of them and unseen users about all: the paper's trained and interpolated users of Reviews.
  * @throws FspoError 'UnknownUser' when the index is outside the split.
  */
 export function measurableUser(of: {
@@ -77,8 +78,11 @@ export function measurableUser(of: {
 }
 
 /** Whether the combination occurs among training users. */
-export function isTrainedCombination(combination: string): boolean {
-  return trainedCombinations.includes(combination)
+export function isTrainedCombination(combination: string, { users }: Pick<Spec, 'users'>): boolean {
+  if (!users.axes) return trainedCombinations.includes(combination)
+  return alone(users.axes).some((signs) =>
+    [signs, opposite(signs)].map(combinationOf).includes(combination),
+  )
 }
 
 /** A user's utility of a text: the dot product of weights and standardised properties. */
@@ -91,7 +95,15 @@ export function prefers(user: MeasurableUser, a: Properties, b: Properties): boo
   return utility(user.weights, a) > utility(user.weights, b)
 }
 
-function coupleSigns(of: { seed: number; split: 'train' | 'unseen' }, couple: number): Signs {
+function coupleSigns(
+  of: { seed: number; split: 'train' | 'unseen'; spec: Spec },
+  couple: number,
+): Signs {
+  const { axes: named } = of.spec.users
+  if (named) {
+    const pool = of.split === 'train' ? alone(named) : together(named)
+    return pool[couple % pool.length]!
+  }
   const isInterpolated = of.split === 'unseen' && couple % 2 === 0
   const turn = of.split === 'unseen' ? Math.floor(couple / 2) : couple
   const pool = isInterpolated ? heldOut : trained
@@ -104,6 +116,23 @@ function oneOfEachCouple(): Signs[] {
   const values = [-1, 0, 1]
   const all = values.flatMap((a) => values.flatMap((b) => values.map((c): Signs => [a, b, c])))
   return all.filter((signs) => (signs.find((sign) => sign !== 0) ?? 0) > 0)
+}
+
+/** One of each couple that cares about one of the axes. */
+function alone(named: readonly Axis[]): Signs[] {
+  return oneOfEachCouple().filter(
+    (signs) => axesOf(signs).length === 1 && named.includes(axesOf(signs)[0]!),
+  )
+}
+
+/** One of each couple that cares about all of the axes and no other. */
+function together(named: readonly Axis[]): Signs[] {
+  const wanted = axes.filter((axis) => named.includes(axis))
+  return oneOfEachCouple().filter((signs) => axesOf(signs).join() === wanted.join())
+}
+
+function axesOf(signs: Signs): Axis[] {
+  return axes.filter((_axis, i) => signs[i] !== 0)
 }
 
 function opposite([sentiment, length, hedging]: Signs): Signs {

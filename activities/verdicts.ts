@@ -1,15 +1,20 @@
 import { FspoError } from '../infra/errors.ts'
+import { measureVersion } from './domains/reviews.ts'
 import { preferencePrompt, promptVersions, type Shown } from './prompts.ts'
 import {
   verdictSchema,
+  type Persona,
   type Question,
   type Refinement,
+  type Response,
   type Sample,
   type Verdict,
 } from './records.ts'
 import { ask, askBoth, effortOf, readChoice } from './replies.ts'
+import { programJudge } from './spec.ts'
 import type { ItemContext, ItemStage } from './stage.ts'
 import { systemNames } from './systems.ts'
+import { createTruth } from './truth.ts'
 
 const noAnswer = '(no answer)' // a model may end before its first word
 
@@ -29,8 +34,13 @@ export const verdicts: ItemStage<VerdictItem, Verdict> = {
   kind: 'items',
   name: 'verdicts',
   queue: 'fspo-llm',
-  reads: ['questions', 'refinements', 'samples'],
-  content: (spec) => ({ judge: spec.evaluation.judge, prompt: promptVersions.preference, v: 1 }),
+  reads: ['personas', 'questions', 'responses', 'refinements', 'samples'],
+  content: ({ evaluation: { judge }, preferences: { noticeable } }) => ({
+    judge,
+    prompt: promptVersions.preference,
+    v: 1,
+    ...(judge === programJudge && { measureVersion, noticeable }),
+  }),
   schema: verdictSchema,
   async items({ rows }) {
     const [questions, refinements, samples] = await Promise.all([
@@ -45,6 +55,8 @@ export const verdicts: ItemStage<VerdictItem, Verdict> = {
     const row = { id: context.id, index: context.index, system, user, question }
     // Nothing to tell apart: a judge can only name the first slot in both orders, which is a tie.
     if (text === baseText) return { ...row, winFirst: true, winSecond: false, ...effortOf([]) }
+    if (context.spec.evaluation.judge === programJudge)
+      return { ...row, ...(await judgeByTaste({ user, text, baseText }, context)) }
     const { description, prompt } = item
     const [mine, other] = [text.trim() || noAnswer, baseText.trim() || noAnswer]
     const [there, back] = await askBoth(context, context.spec.evaluation.judge, [
@@ -90,6 +102,26 @@ export function planVerdicts(of: {
       }
       return { system, user, question, prompt, description, text, baseText }
     })
+}
+
+/** The measurable user's own choice; a difference too small to notice is a tie. */
+async function judgeByTaste(
+  { user, text, baseText }: Pick<VerdictItem, 'user' | 'text' | 'baseText'>,
+  { spec, rows }: ItemContext,
+) {
+  const [personas, responses] = await Promise.all([
+    rows<Persona>('personas'),
+    rows<Response>('responses'),
+  ])
+  const truth = createTruth({ spec, personas, responses })
+  const gap = truth.utility(user, text) - truth.utility(user, baseText)
+  const { noticeable = 0 } = spec.preferences
+  return {
+    winFirst: gap >= -noticeable,
+    winSecond: gap > noticeable,
+    ...effortOf([]),
+    model: programJudge,
+  }
 }
 
 function judge(context: ItemContext, order: 'first' | 'second', shown: Shown) {

@@ -37,6 +37,8 @@ export interface Model extends Rates {
   timeoutMs: number
   /** Whether it answers at once or, at the prices above, in batches within a day. */
   mode?: 'online' | 'batch' | undefined
+  /** The program that serves it on this machine; whoever starts the stack starts that too. */
+  start?: string | undefined
 }
 
 /** One of several endpoints of a model. */

@@ -1,6 +1,16 @@
 import { randomUUID } from 'node:crypto'
 import { existsSync } from 'node:fs'
-import { copyFile, link, mkdir, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises'
+import {
+  copyFile,
+  link,
+  mkdir,
+  open,
+  readdir,
+  readFile,
+  rename,
+  rm,
+  writeFile,
+} from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 
 /** A local folder, made with its parents if need be; returns its path. */
@@ -20,6 +30,20 @@ export async function writeLocal(path: string, bytes: Uint8Array | string): Prom
 /** The bytes of a local file. */
 export async function readLocal(path: string): Promise<Uint8Array> {
   return readFile(path)
+}
+
+/** Some bytes of a local file; fewer where it ends. */
+export async function readPart(
+  path: string,
+  { from, bytes }: { from: number; bytes: number },
+): Promise<Uint8Array> {
+  const file = await open(path)
+  try {
+    const { buffer, bytesRead } = await file.read(Buffer.alloc(bytes), 0, bytes, from)
+    return buffer.subarray(0, bytesRead)
+  } finally {
+    await file.close()
+  }
 }
 
 /** Removes a local file or folder; no error when it is not there. */

@@ -42,7 +42,7 @@ test('episodes hold training users, seen questions and unreserved pairs only', (
     assert.equal(split, 'train')
     const { index } = people.get(user)!
     const { combination } = measurableUser({ seed: spec.seed, index, split, spec })
-    assert.ok(isTrainedCombination(combination))
+    assert.ok(isTrainedCombination(combination, spec))
     assert.ok(allowed.has(`${user}\n${chosen}\n${rejected}`))
     const text = `${prefix}${query}`.replaceAll('## ', '')
     assert.ok(!forbidden.some((title) => text.includes(` ${title} `)))
@@ -126,7 +126,7 @@ test('in a debate each heading keeps one steer, and no heading owns a steer', ()
   const steers = [...new Set(chain.responses.map(({ steer }) => steer))]
   const voices = { Preferred: new Set<string>(), Dispreferred: new Set<string>() }
   const debates = documents(chain, spec).filter(({ text }) => text.includes('Dispreferred'))
-  assert.ok(debates.length > spec.training.documents / 2)
+  assert.ok(debates.length > spec.training.documents! / 2)
   for (const { text } of debates) {
     for (const [heading, heard] of Object.entries(voices)) {
       const answers = [...text.matchAll(new RegExp(`## ${heading} Response\\n(.*)`, 'g'))]

@@ -199,7 +199,7 @@ test('other users, films or architecture begin anew, so that nothing held out wa
   assert.equal(await goesOn({ users: { ...users, unseen: 8 } }), false)
   assert.equal(await goesOn({ questions: { ...questions, seen: 41 } }), false)
   assert.equal(await goesOn({ seed: 1 }), false)
-  const wider = { ...training, architecture: { ...training.architecture, width: 128 } }
+  const wider = { ...training, architecture: { ...training.architecture!, width: 128 } }
   assert.equal(await goesOn({ training: wider }), false)
 })
 

@@ -103,6 +103,7 @@ export function createStandIn({
       folder,
       engine,
       checkpoint: async (stage, key) => key ?? stage,
+      pretrained: async () => 'pretrained',
       writeRows: async (file, _schema, written) => {
         record.files.set(`${folder}/${file}`, written)
         return `${folder}/${file}`

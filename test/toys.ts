@@ -3,7 +3,7 @@ import { z } from 'zod'
 import type { StageTable } from '../activities/keys.ts'
 import { defaultOperations, presets } from '../activities/presets.ts'
 import type { Schedule } from '../activities/schedules.ts'
-import type { Operations, RunConfig, Spec } from '../activities/spec.ts'
+import { scratchOf, type Operations, type RunConfig, type Spec } from '../activities/spec.ts'
 import type { EngineStage, ItemStage, StageName } from '../activities/stage.ts'
 
 const rowSchema = z.strictObject({ id: z.string(), index: z.int(), text: z.string() })
@@ -63,8 +63,8 @@ export function createToys(): Toys {
       name,
       queue: 'fspo-gpu',
       reads,
-      content: ({ training, night }) => ({
-        steps: training.base.steps,
+      content: ({ night, ...spec }) => ({
+        steps: scratchOf(spec).base.steps,
         ...(night?.start && name !== 'base' && { start: night.start }),
       }),
       async run(context) {
@@ -73,7 +73,7 @@ export function createToys(): Toys {
         const from = reads.find((read) => read === 'base')
         if (from) await context.checkpoint(from)
         const out = `${context.folder}/checkpoint`
-        const { steps } = context.spec.training.base
+        const { steps } = scratchOf(context.spec).base
         // The scripted engine reads no more of a spec than this.
         const none = { init: { checkpoint: '-' }, data: [], evalData: [] }
         const spec = { v: 1, command: 'train', out, steps, seed: context.spec.seed, ...none }
@@ -139,7 +139,7 @@ export function toyConfig(
     questions: { ...tiny.questions, seen: 12 },
     responses: { ...tiny.responses, perQuestion: 2 },
     preferences: { ...tiny.preferences, pairs: 20 },
-    training: { ...tiny.training, base: { ...tiny.training.base, steps: 5 } },
+    training: { ...tiny.training, base: { ...scratchOf(tiny).base, steps: 5 } },
     ...spec,
   }
   const settings = { ...defaultOperations, shardItems: 5, window: 3, ...operations }

@@ -37,7 +37,7 @@ test('the 26 combinations are split in two sets, each closed under negation', ()
 
 test('each axis alone is trained; each pair of axes and half of the triples are held out', () => {
   for (const axis of axes) {
-    assert.ok(isTrainedCombination(`+${axis}`) && isTrainedCombination(`-${axis}`))
+    assert.ok(isTrainedCombination(`+${axis}`, spec) && isTrainedCombination(`-${axis}`, spec))
   }
   const heldOutAxes = heldOutCombinations.map((combination) => combination.replace(/[+-]/g, ''))
   for (const pair of ['sentiment length', 'sentiment hedging', 'length hedging']) {
@@ -50,7 +50,7 @@ test('training users come in opposite couples of trained combinations only', () 
   const users = everyUser('train')
   assert.equal(new Set(users.map((user) => user.combination)).size, trainedCombinations.length)
   for (let i = 0; i < users.length; i += 2) {
-    assert.ok(isTrainedCombination(users[i]!.combination))
+    assert.ok(isTrainedCombination(users[i]!.combination, spec))
     assert.equal(users[i]!.combination, opposite(users[i + 1]!.combination))
     assert.notDeepEqual(users[i]!.weights.map(Math.abs), users[i + 1]!.weights.map(Math.abs))
   }
@@ -58,7 +58,7 @@ test('training users come in opposite couples of trained combinations only', () 
 
 test('half of the unseen users have combinations that no training user has', () => {
   const users = everyUser('unseen')
-  const interpolated = users.filter(({ combination }) => !isTrainedCombination(combination))
+  const interpolated = users.filter(({ combination }) => !isTrainedCombination(combination, spec))
   assert.equal(interpolated.length, users.length / 2)
   assert.equal(new Set(interpolated.map((user) => user.combination)).size, 10)
 })

@@ -6,6 +6,7 @@ import {
   refinementPrompt,
   responsePrompt,
 } from '../activities/prompts.ts'
+import { cellsOf } from '../activities/plan.ts'
 import { programJudge, type Operations, type Spec } from '../activities/spec.ts'
 import type { StageName } from '../activities/stage.ts'
 import { systemNames, systemsOf } from '../activities/systems.ts'
@@ -116,11 +117,11 @@ export function countPairs({ users, preferences: { pairs, unseenPairs } }: Spec)
   return users.train * (pairs + crossed) + users.unseen * (unseenPairs + crossed)
 }
 
-/** Answers that are judged against base's, at most: the table's systems in four cells, controls in one. */
+/** Answers that are judged against base's, at most: the table's systems in all cells, controls in one. */
 export function countVerdicts(spec: Spec): number {
   const cells = systemsOf(spec)
     .filter(({ name }) => name !== systemNames.base)
-    .reduce((sum, { role }) => sum + (role === 'table' ? 4 : 1), 0)
+    .reduce((sum, { role }) => sum + (role === 'table' ? cellsOf(spec).length : 1), 0)
   return cells * spec.evaluation.users * spec.evaluation.questions
 }
 

@@ -18,6 +18,7 @@ import { findEngine } from './engine.ts'
 import type { ExitCode } from './exits.ts'
 import { fetchReport } from './reports.ts'
 import { handleOf, startRun, type RunHandle } from './runs.ts'
+import { awaitServers, partServed, serversOf } from './servers.ts'
 import { withSession, type Session } from './session.ts'
 import { aliasesOf, namesOf, readSettings, splitModels, type RunFlags } from './settings.ts'
 import { watchRun, type Outcome } from './watch.ts'
@@ -45,12 +46,13 @@ export async function run(
   // With --json stdout is the report's alone.
   const display = createDisplay(flags.json ? process.stderr : process.stdout)
   const { real, simulated } = splitModels(config, aliasesOf(config.spec, parts))
-  if (Object.keys(real).length > 0) {
-    await checkEndpoints({ models: real, environment: environment.variables })
+  const { served, foreign } = partServed(real)
+  if (Object.keys(foreign).length > 0) {
+    await checkEndpoints({ models: foreign, environment: environment.variables })
   }
   await checkStore(environment)
   const needed = environment.variables.FSPO_SIMULATOR ? {} : simulated
-  const options = { models: namesOf(needed), say: display.say }
+  const options = { models: namesOf(needed), servers: serversOf(served), say: display.say }
   return withSession(environment, options, async (session, signal) => {
     const outcome = await follow(session, { environment, config, parts, display, signal })
     display.end()
@@ -90,7 +92,8 @@ export async function inSession(
   const simulated = Object.values(operations.models).filter(({ baseUrl }) => !baseUrl)
   const needed = environment.variables.FSPO_SIMULATOR ? [] : simulated
   const display = createDisplay(stream)
-  const options = { models: needed.map(({ model }) => model), say: display.say }
+  const servers = serversOf(operations.models)
+  const options = { models: needed.map(({ model }) => model), servers, say: display.say }
   return withSession(environment, options, (session, signal) =>
     act({ ...session, environment, display }, signal),
   )
@@ -108,11 +111,13 @@ async function follow(
   { client, ui, stack }: Session,
   { environment, config, parts, display, signal }: Following,
 ): Promise<Outcome> {
-  const { simulated } = splitModels(config, aliasesOf(config.spec, parts))
+  const { simulated, real } = splitModels(config, aliasesOf(config.spec, parts))
   // A stack that was there before may not serve the models of this run.
   if (!stack && Object.keys(simulated).length > 0) {
     await checkEndpoints({ models: simulated, simulatorUrl: simulatorUrl(environment) })
   }
+  const { served } = partServed(real)
+  await awaitServers({ models: served, environment: environment.variables }, signal)
   const store = openStore(environment)
   const { handle, joined } = await startRun({ client, store }, config, parts)
   const verb = joined ? 'joined' : 'started'

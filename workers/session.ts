@@ -24,7 +24,7 @@ export interface Session {
 
 export interface SessionOptions extends Pick<
   StackOptions,
-  'models' | 'port' | 'uiPort' | 'simulatorPort' | 'metrics'
+  'models' | 'servers' | 'port' | 'uiPort' | 'simulatorPort' | 'metrics'
 > {
   /** Takes what a person should know while it goes on. */
   say: (line: string) => void

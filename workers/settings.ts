@@ -1,11 +1,16 @@
+import { existsSync } from 'node:fs'
+import { basename, join, resolve } from 'node:path'
+
 import { z } from 'zod'
 
 import { assertEvaluable } from '../activities/plan.ts'
-import { defaultOperations, presets } from '../activities/presets.ts'
+import { defaultOperations, operationsOf, presets } from '../activities/presets.ts'
+import { countParameters, digestModel } from '../activities/pretrained.ts'
 import {
   operationsSchema,
   programJudge,
   runConfigSchema,
+  scratchOf,
   settleEngine,
   specSchema,
   type EngineName,
@@ -18,6 +23,7 @@ import { readConfig } from '../infra/config.ts'
 import type { Model } from '../infra/endpoints.ts'
 import { FspoError } from '../infra/errors.ts'
 import { placesOf } from '../infra/routes.ts'
+import { smollm2 } from './servers.ts'
 
 /** What the command line says about a run. */
 export interface RunFlags {
@@ -41,7 +47,7 @@ type File = z.infer<typeof fileSchema>
  * @throws FspoError 'Config' naming file, key and value
  */
 export async function readSettings(flags: RunFlags, parts: readonly Part[]): Promise<RunConfig> {
-  return settle(await readFile(flags), flags, parts)
+  return settle(await withModel(await readFile(flags), parts), flags, parts)
 }
 
 /**
@@ -49,7 +55,7 @@ export async function readSettings(flags: RunFlags, parts: readonly Part[]): Pro
  * @throws FspoError 'Config' as readSettings does, and when it defines none
  */
 export async function readSchedules(flags: RunFlags): Promise<Schedule[]> {
-  const file = await readFile(flags)
+  const file = await withModel(await readFile(flags), partNames)
   const definitions = Object.entries(file.schedules)
   if (definitions.length === 0) {
     throw new FspoError(
@@ -71,12 +77,44 @@ function readFile({ preset = 'tiny', config: path }: RunFlags): Promise<File> {
     presets: Object.fromEntries(
       Object.entries(presets).map(([name, spec]) => [
         name,
-        { spec, operations: defaultOperations },
+        { spec, operations: { ...defaultOperations, ...operationsOf[name] } },
       ]),
     ),
     preset,
     ...(path !== undefined && { path }),
   })
+}
+
+/**
+ * The settings with the checkpoint that training starts from named by its content.
+ * @throws FspoError 'Config' when there is none
+ */
+async function withModel(file: File, parts: readonly Part[]): Promise<File> {
+  const { spec, operations } = file
+  if (operations.checkpoint === undefined || parts.every((part) => part === 'generate')) return file
+  const folder = findModel(operations.checkpoint)
+  const name = basename(folder)
+  const model = {
+    name,
+    sha256: await digestModel(folder),
+    parameters: await countParameters(folder),
+  }
+  const training = { ...spec.training, model }
+  return { ...file, spec: { ...spec, training }, operations: { ...operations, checkpoint: folder } }
+}
+
+/** A model folder by its path, or by the name of one that a program of ours installs. */
+function findModel(named: string): string {
+  const folder = named === smollm2.name ? smollm2.folder : resolve(named)
+  if (existsSync(join(folder, 'config.json'))) return folder
+  const remedy =
+    named === smollm2.name
+      ? `run \`${smollm2.setup}\``
+      : `name a Hugging Face folder, or ${smollm2.name}`
+  throw new FspoError(
+    'Config',
+    `operations.checkpoint is ${named}, and ${folder} holds no config.json: ${remedy}`,
+  )
 }
 
 /** A file's settings under the flags, checked as far as the parts need. */
@@ -91,6 +129,7 @@ function settle(file: File, flags: RunFlags, parts: readonly Part[]): RunConfig 
     )
   }
   const spec = seed === undefined ? file.spec : { ...file.spec, seed }
+  if (parts.some((part) => part !== 'generate') && !spec.training.model) scratchOf(spec)
   if (parts.includes('evaluate')) foresee(spec, path ?? preset)
   const unknown = aliasesOf(spec, parts).find((alias) => !(alias in file.operations.models))
   if (unknown !== undefined) {
@@ -128,14 +167,13 @@ export function aliasesOf(spec: Spec, parts: readonly Part[]): string[] {
     spec.questions.model,
     ...spec.responses.models,
     ...(spec.refinement.pairs > 0 ? [spec.refinement.model] : []),
-    ...(spec.preferences.judge === programJudge ? [] : [spec.preferences.judge]),
+    spec.preferences.judge,
   ]
-  return [
-    ...new Set([
-      ...(parts.includes('generate') ? generating : []),
-      ...(parts.includes('evaluate') ? [spec.evaluation.judge] : []),
-    ]),
+  const aliases = [
+    ...(parts.includes('generate') ? generating : []),
+    ...(parts.includes('evaluate') ? [spec.evaluation.judge] : []),
   ]
+  return [...new Set(aliases)].filter((alias) => alias !== programJudge)
 }
 
 /** What of these aliases endpoints of the configuration serve, and what the simulator does. */

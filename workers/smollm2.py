@@ -18,6 +18,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -133,7 +134,7 @@ def request(url, body=None):
         return None
 
 
-def serve(port, dtype):
+def serve(port, dtype, with_parent):
     """Runs `transformers serve` until a signal; prints the base URL once a first reply has come."""
     url = f"http://127.0.0.1:{port}"
     if request(f"{url}/health"):
@@ -158,6 +159,8 @@ def serve(port, dtype):
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda *_: server.terminate())
     first = {"model": NAME, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+    if with_parent:
+        threading.Thread(target=lambda: (sys.stdin.read(), server.terminate()), daemon=True).start()
     while not request(f"{url}/health") or not request(f"{url}/v1/chat/completions", first):
         if server.poll() is not None:
             fail(f"transformers serve ended with code {server.returncode}: see {LOG}")
@@ -171,6 +174,7 @@ def main():
     parser.add_argument("--port", type=int, default=8011)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
     parser.add_argument("--setup", action="store_true", help="prepare everything, serve nothing")
+    parser.add_argument("--with-parent", action="store_true", help="end when stdin does")
     parser.add_argument("--convert", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.convert:
@@ -179,7 +183,7 @@ def main():
     step("weights", weights)
     step("model", model)
     if not options.setup:
-        serve(options.port, options.dtype)
+        serve(options.port, options.dtype, options.with_parent)
 
 
 main()

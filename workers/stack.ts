@@ -10,6 +10,7 @@ import { storeLocation } from './deps.ts'
 import { packageRoot, program } from './paths.ts'
 import { choosePort } from './ports.ts'
 import { readScrape, scrapeUrl, type ScrapeAddress } from './scrape.ts'
+import type { Server } from './servers.ts'
 import { clearStale, markOf, removeStack, writeStack, type StackInfo } from './stackfile.ts'
 import { findTemporal, temporalCommand } from './temporal.ts'
 
@@ -22,6 +23,8 @@ export interface StackOptions {
   temporal?: { address: string; namespace: string }
   /** Names of the models that the simulator serves; none: no simulator. */
   models: string[]
+  /** Servers of models to keep running. */
+  servers?: Server[]
   port?: number
   uiPort?: number
   simulatorPort?: number
@@ -35,7 +38,7 @@ export interface StackOptions {
 
 export interface Stack {
   info: StackInfo
-  /** Ends the children in order: workers, simulator, Temporal. */
+  /** Ends the children in order: workers, what they ask, Temporal. */
   stop(): Promise<void>
   /** Ends them at once. */
   kill(): void
@@ -94,6 +97,7 @@ export async function startStack(options: StackOptions): Promise<Stack> {
       const flags = ['--with-parent', '--port', String(simulatorPort), '--models', served]
       children.add('simulator', [...program('simulator'), ...flags])
     }
+    for (const { name, command } of options.servers ?? []) children.add(name, command)
     for (const name of ['gpu', 'llm'] as const) children.add(name, workerCommand(name, info))
     const bundle = await bundleWorkflows(join(home, 'cache'))
     children.add('control', [...workerCommand('control', info), '--bundle', bundle])
@@ -164,9 +168,9 @@ function createChildren(options: StackOptions, info: StackInfo) {
   async function stop(): Promise<void> {
     const isWorker = ({ name }: Child) => name in workerQueues
     await Promise.all(children.filter(isWorker).map((child) => child.stop(graceMs)))
-    for (const name of ['simulator', 'temporal']) {
-      await children.find((child) => child.name === name)?.stop(10_000)
-    }
+    const isServer = ({ name }: Child) => name !== 'temporal'
+    await Promise.all(children.filter(isServer).map((child) => child.stop(10_000)))
+    await children.find(({ name }) => name === 'temporal')?.stop(10_000)
     removeStack(home)
   }
 

@@ -7,9 +7,10 @@ import { localManifest } from '../activities/checkpoints.ts'
 import { torchSchema, trainSpecSchema, type TrainSpec } from '../activities/contract.ts'
 import { readCurve, renderCurve, type Curve } from '../activities/curve.ts'
 import { recipeOf } from '../activities/engines.ts'
+import { digestModel } from '../activities/pretrained.ts'
 import { episodeSchema, type Episode } from '../activities/records.ts'
 import { describeTraining } from '../activities/trained.ts'
-import { digestFile, walk } from '../infra/disk.ts'
+import { walk } from '../infra/disk.ts'
 import { FspoError } from '../infra/errors.ts'
 import { isThere, moveLocal, namesIn, removeLocal } from '../infra/files.ts'
 import { canonicalJson, sha256 } from '../infra/hash.ts'
@@ -129,14 +130,6 @@ async function readInputs(
   const rows = sha256(canonicalJson([dataset.train, dataset.held]))
   const recipe = sha256(canonicalJson([...models, rows]))
   return { checkpoint, reference, context: contextOf(checkpoint), recipe }
-}
-
-async function digestModel(folder: string): Promise<string> {
-  const files = (await walk(folder)).filter((path) =>
-    /\.safetensors$|\/(config|tokenizer)\.json$/.test(path),
-  )
-  const digests = await Promise.all(files.toSorted().map(digestFile))
-  return sha256(canonicalJson(digests.map((digest) => digest.sha256)))
 }
 
 function contextOf(checkpoint: string): number {

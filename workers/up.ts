@@ -2,6 +2,7 @@ import { defaultOperations } from '../activities/presets.ts'
 import { FspoError } from '../infra/errors.ts'
 import { checkStore, readEnvironment, withStore } from './deps.ts'
 import type { ExitCode } from './exits.ts'
+import { serversOf } from './servers.ts'
 import { withSession } from './session.ts'
 import { namesOf, readSettings, splitModels } from './settings.ts'
 import { readScrape, usualScrape } from './scrape.ts'
@@ -36,9 +37,10 @@ export async function up({
   if (running) throw upAlready(`process ${running.owner.pid}, ${running.ui || running.address}`)
   await checkStore(environment)
   const { simulated } = splitModels({ operations }, Object.keys(operations.models))
+  const servers = serversOf(operations.models)
   return withSession(
     environment,
-    { ...ports, metrics: scrape, models: namesOf(simulated), say: console.log },
+    { ...ports, metrics: scrape, models: namesOf(simulated), servers, say: console.log },
     async ({ stack }, signal) => {
       if (!stack) throw upAlready('elsewhere: workers serve the queue fspo')
       printStack(stack.info)

@@ -73,6 +73,8 @@ function readSpec(command: string | undefined, path: string | undefined): Engine
   if (spec.command !== command) {
     throw new FspoError('BadSpec', `${path} is for ${spec.command}, not ${command}`)
   }
+  if ('precision' in spec && spec.precision !== 'float32')
+    throw new FspoError('BadSpec', `${path}: precision ${spec.precision} needs the torch engine`)
   if (spec.command !== 'train') return spec
   const foreign = (['labelSmoothing', 'both', 'torch'] as const).find((field) => spec[field])
   if (foreign)

@@ -156,6 +156,7 @@ _positive = _number(least=1, whole=True)
 _count = _number(least=0, whole=True)
 _names = ("layers", "width", "heads", "hidden", "vocabulary", "context")
 _ARCHITECTURE = {name: (_positive, _REQUIRED) for name in _names}
+_PRECISION = (_one_of("float32", "bfloat16"), "float32")
 _LORA = {
     "rank": (_positive, 16),
     "alpha": (_positive, 32),
@@ -163,7 +164,7 @@ _LORA = {
 }
 _TORCH = {
     "attention": (_one_of(*ATTENTIONS), "sdpa2"),
-    "precision": (_one_of("float32", "bfloat16"), "float32"),
+    "precision": _PRECISION,
     "optimizer": (_one_of("adamw", "rmsprop"), "adamw"),
     "weightDecay": (_number(least=0), 0.0),
     "lora": (_nested(_LORA), None),
@@ -215,6 +216,7 @@ _SCHEMAS = {
         "topP": (_number(above=0, most=1), 1.0),
         "maxNewTokens": (_positive, _REQUIRED),
         "seed": (_count, _REQUIRED),
+        "precision": _PRECISION,
         "halved": (_flag, False),
     },
     "score": {
@@ -223,6 +225,7 @@ _SCHEMAS = {
         "data": (_texts(1), _REQUIRED),
         "out": (_text, _REQUIRED),
         "shared": (_flag, True),
+        "precision": _PRECISION,
         "halved": (_flag, False),
     },
     "describe": {**_HEAD, "checkpoint": (_text, _REQUIRED)},

@@ -34,7 +34,7 @@ class Job:
 def sample(spec, device) -> bool:
     """Generates `draws` answers per row. Returns False when stopped."""
     checkpoint = load_checkpoint(spec.checkpoint)
-    model = checkpoint.model.eval().to(device)
+    model = checkpoint.model.eval().to(device, getattr(torch, spec.precision))
     jobs = read_jobs(spec, checkpoint)
     done = 0
     for batch in cut_batches(jobs, model, spec.maxNewTokens, spec.halved):

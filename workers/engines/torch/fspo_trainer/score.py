@@ -22,7 +22,7 @@ _OUTPUT = {
 def score(spec, device) -> bool:
     """Scores rows in their order. Returns False when stopped."""
     checkpoint = load_checkpoint(spec.checkpoint)
-    policy = Policy(checkpoint.model.eval().to(device))
+    policy = Policy(checkpoint.model.eval().to(device), precision=spec.precision)
     rows = read_rows(spec.data, _INPUT)
     out: list[dict] = []
     budget = BUDGET // 2 if spec.halved else BUDGET
