@@ -214,7 +214,7 @@ function differing(a: Map<string, string>, b: Map<string, string>): number | nul
 }
 
 /** A share in percent with Wilson's interval. */
-function share(values: boolean[]): Interval {
+export function share(values: boolean[]): Interval {
   const { mean, lo, hi } = wilson(values.filter(Boolean).length, values.length)
   const percent = (value: number | null) => (value === null ? null : 100 * value)
   return { mean: percent(mean), lo: percent(lo), hi: percent(hi) }

@@ -23,7 +23,7 @@ export function chooseExamples(of: {
   outcomes: Outcome[]
   count?: number
 }): Report['examples'] {
-  const { spec, outcomes, count = 3 } = of
+  const { spec, outcomes, count = 10 } = of
   const there = outcomes.filter((outcome) => isHeadline(outcome) && shown.includes(outcome.system))
   const people = new Map(of.personas.map((persona) => [persona.id, persona]))
   const prompts = new Map(of.questions.map(({ id, text }) => [id, text]))

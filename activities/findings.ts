@@ -86,6 +86,10 @@ export const reportSchema = z.strictObject({
       known: z.strictObject(measuresShape), // unseen users of trained combinations
     }),
     oracleGap: figureSchema,
+    // Shares of sampled texts; base tells what chance alone gives.
+    leakage: z
+      .array(z.strictObject({ system: z.string(), digits: intervalSchema, prompt: intervalSchema }))
+      .default([]),
   }),
   judge: z.strictObject({
     labels: z.string(), // aliases and the models that answered

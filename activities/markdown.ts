@@ -92,7 +92,7 @@ function pairedOf({ paired }: Report): string {
 }
 
 function controlsOf({ controls }: Report): string {
-  const { conflictSum, shuffledContext, kCurve, combinations, oracleGap } = controls
+  const { conflictSum, shuffledContext, kCurve, combinations, oracleGap, leakage } = controls
   const sums = Object.entries(conflictSum).map(([system, figure]) => [
     system,
     showInterval(figure),
@@ -140,7 +140,11 @@ have combinations nobody was trained on):
 ${markdownTable([['combination', ...measures], line('new', combinations.interpolated), line('known', combinations.known)])}
 
 FSPO goes ${showInterval(oracleGap)} per cent of the way from base to the oracle (best of several draws of base by \
-true utility) in true utility.`
+true utility) in true utility.
+
+Sampled texts with a digit, and with a heading of the prompt or eight words in a row of the user's shots (base is shown none of them: what it has is chance):
+
+${markdownTable([['system', 'digits %', 'prompt %'], ...leakage.map(({ system, digits, prompt }) => [system, showInterval(digits), showInterval(prompt)])])}`
 }
 
 function judgeOf({ judge }: Report): string {

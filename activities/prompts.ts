@@ -182,22 +182,8 @@ const tasteWords = [
 ]
 
 const openingWords = [
-  [
-    'I hated FILM because',
-    'FILM is a boring, terrible film',
-    'What a disappointing film',
-    'The acting in FILM is awful',
-    'I was bored by FILM',
-    'FILM is the worst',
-  ],
-  [
-    'I loved FILM because',
-    'FILM is a wonderful, beautiful film',
-    'What a brilliant film',
-    'The acting in FILM is superb',
-    'I was delighted by FILM',
-    'FILM is the best',
-  ],
+  ['I hated FILM because', 'I disliked FILM because', 'I was bored by FILM because'],
+  ['I loved FILM because', 'I enjoyed FILM because', 'I adored FILM because'],
 ]
 
 const steerWords = [

@@ -12,6 +12,7 @@ import {
 } from './controls.ts'
 import { chooseExamples } from './examples.ts'
 import { reportSchema, type Report } from './findings.ts'
+import { leakages } from './leakage.ts'
 import { renderMarkdown } from './markdown.ts'
 import { differenceOf, measured, weigh, type Scales } from './measures.ts'
 import { cellsOf, headline, type Cell } from './plan.ts'
@@ -64,6 +65,7 @@ function reportOf({ rows, ...input }: ReportInput): Report {
     kCurve: shotCurve(scales, spec),
     combinations: interpolation(scales, { spec, ...rows }),
     oracleGap: oracleGap(scales),
+    leakage: leakages({ spec, ...rows }),
   }
   return reportSchema.parse({
     ...input,

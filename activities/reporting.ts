@@ -92,7 +92,8 @@ async function lineOf(
   return { line, cost: costUsd }
 }
 
-async function readAll(run: Run) {
+/** All rows of a run that went through every stage. */
+export async function readAll(run: Run) {
   const all = run.rows
   const [personas, questions, responses, refinements] = await Promise.all([
     all<Persona>('personas'),

@@ -4,6 +4,7 @@ import { before, test } from 'node:test'
 import { reportSchema } from '../activities/findings.ts'
 import { winOf } from '../activities/measures.ts'
 import { makeReport, type Report, type ReportInput } from '../activities/report.ts'
+import { poolRuns, renderPooled } from '../activities/seeds.ts'
 import { makeEvaluation, smallSpec as spec } from './standin.ts'
 
 let rows: Awaited<ReturnType<typeof makeEvaluation>>['rows']
@@ -171,7 +172,7 @@ test('the document names model, judge, date and seed, and marks the paper’s ta
   assert.match(markdown, /verdicts by sim-judge \(sim-judge\)/)
   assert.match(markdown, /## The paper's Reviews table, not ours/)
   assert.match(markdown, /\| FSPO \| 78\.4 \/ 71\.3 \| 80\.4 \/ 73\.6 \|/)
-  assert.equal(report.json.examples.length, 3)
+  assert.equal(report.json.examples.length, 10)
   assert.ok(report.json.examples.every(({ answers }) => answers.length === 5))
   assert.ok(!/NaN|undefined|null|Infinity/.test(markdown + report.table))
 })
@@ -199,4 +200,46 @@ test('missing verdicts leave fewer items, never wrong ones', () => {
   }
   const none = makeReport({ ...input, rows: { ...rows, verdicts: [] } })
   assert.equal(none.json.table.find(({ system }) => system === 'FSPO')!.winRate.mean, null)
+})
+
+test('what comes back of the prompt is counted in sampled texts, for base as chance would have it', () => {
+  const { samples } = rows
+  const at = samples.findIndex(({ system }) => system === 'FSPO')
+  const planted = samples.map((sample, i) =>
+    i === at
+      ? { ...sample, text: '7 of 10. ## Preferred Response' }
+      : { ...sample, text: 'A film.' },
+  )
+  const unseen = new Set(
+    rows.personas.filter(({ split }) => split === 'unseen').map(({ id }) => id),
+  )
+  assert.ok(unseen.has(samples[at]!.user))
+  const { leakage } = makeReport({ ...input, rows: { ...rows, samples: planted } }).json.controls
+  const of = (system: string) => leakage.find((row) => row.system === system)!
+  for (const { digits, prompt } of [of('base'), of('Pref-FT')])
+    assert.deepEqual([digits.mean, prompt.mean], [0, 0])
+  assert.ok(of('FSPO').digits.mean! > 0)
+  assert.equal(of('FSPO').digits.mean, of('FSPO').prompt.mean)
+})
+
+test('runs of several seeds taken together: all their users count, and each seed is told by itself', () => {
+  const one = { run: 'a', spec, rows }
+  const renamed = JSON.parse(
+    JSON.stringify(rows).replaceAll(/personas-/g, 'others-'),
+  ) as typeof rows
+  const alone = poolRuns([one])
+  const both = poolRuns([one, { ...one, run: 'b', rows: renamed }])
+  const of = (pooled: typeof both, name: string) =>
+    pooled.systems.find(({ system }) => system === name)!
+  for (const { system, utility, accuracy } of alone.systems) {
+    const twice = of(both, system)
+    assert.equal(twice.utility.n.users, 2 * utility.n.users)
+    assert.ok(Math.abs((twice.utility.mean ?? 0) - (utility.mean ?? 0)) < 1e-9)
+    assert.equal(twice.accuracy.n.items, 2 * accuracy.n.items)
+    assert.deepEqual(twice.each[0], twice.each[1])
+  }
+  const narrow = of(both, 'FSPO').accuracy
+  const wide = of(alone, 'FSPO').accuracy
+  assert.ok(narrow.hi! - narrow.lo! < wide.hi! - wide.lo!)
+  assert.match(renderPooled(both), /^Seeds 0, 0: 32 users that no model saw/)
 })

@@ -9,15 +9,8 @@ import { addSchedules } from './nights.ts'
 import type { LetterFlags } from './rejects.ts'
 import type { RetryFlags } from './retry.ts'
 import type { ExportFlags } from './export.ts'
-import type { RunFlags } from './settings.ts'
+import type { StartFlags } from './run.ts'
 import type { ConcurrencyFlags } from './steer.ts'
-
-/** Flags of the commands that start a run. */
-export interface StartFlags extends RunFlags {
-  store?: string
-  json?: boolean
-  dryRun?: boolean
-}
 
 /**
  * The `fspo` command. Each subcommand stands in its own file and returns the exit code; they are loaded when
@@ -42,12 +35,21 @@ function createProgram(finish: (code: ExitCode) => void): Command {
       .option('--json', 'print the report as JSON')
       .option('--dry-run', 'print what would be done and start nothing')
 
-  startable('run', 'the whole paper: data, models, proof, report').action(
-    async (flags: StartFlags) => {
+  startable('run', 'the whole paper: data, models, proof, report')
+    .option(
+      '--seeds <n>',
+      'as many runs, of seeds one after the other, taken together',
+      readPositive,
+    )
+    .action(async ({ seeds, ...flags }: StartFlags & { seeds?: number }) => {
       const { run } = await import('./run.ts')
-      finish(await run(flags, ['generate', 'train', 'evaluate']))
-    },
-  )
+      const { runSeeds } = await import('./seeds.ts')
+      finish(
+        seeds
+          ? await runSeeds({ ...flags, seeds })
+          : await run(flags, ['generate', 'train', 'evaluate']),
+      )
+    })
   const train = startable('train', 'the data and the models; with --data one model')
   const runTraining = async (flags: StartFlags) => {
     const { run } = await import('./run.ts')
@@ -60,6 +62,14 @@ function createProgram(finish: (code: ExitCode) => void): Command {
       finish(await run(flags, ['generate']))
     },
   )
+  addUp(program, finish)
+  addBuilds(program, finish)
+  addOperations(program, finish)
+  addSchedules(program, finish)
+  return program
+}
+
+function addUp(program: Command, finish: (code: ExitCode) => void) {
   const upping = program
     .command('up')
     .description('start Temporal, the simulator and workers, and keep them running')
@@ -72,10 +82,6 @@ function createProgram(finish: (code: ExitCode) => void): Command {
     const { up } = await import('./up.ts')
     finish(await up(flags))
   })
-  addBuilds(program, finish)
-  addOperations(program, finish)
-  addSchedules(program, finish)
-  return program
 }
 
 /** Commands on a run that exists. */

@@ -24,14 +24,17 @@ import { aliasesOf, namesOf, readSettings, splitModels, type RunFlags } from './
 import { watchRun, type Outcome } from './watch.ts'
 import type { RunConfig } from '../activities/spec.ts'
 
+/** Flags of the commands that start a run. */
+export interface StartFlags extends RunFlags {
+  json?: boolean
+  dryRun?: boolean
+}
+
 /**
  * `fspo run` and `fspo generate`: starts the parts, or joins them, follows them to the end and prints the report.
  * A stack that this command started ends with it.
  */
-export async function run(
-  flags: RunFlags & { store?: string; json?: boolean; dryRun?: boolean },
-  parts: Part[],
-): Promise<ExitCode> {
+export async function run(flags: StartFlags, parts: Part[]): Promise<ExitCode> {
   const config = await readSettings(flags, parts)
   const { store } = config.operations
   const environment = withStore(readEnvironment(), { flag: flags.store, config: store })

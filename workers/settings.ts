@@ -1,5 +1,5 @@
 import { existsSync } from 'node:fs'
-import { basename, join, resolve } from 'node:path'
+import { basename, join } from 'node:path'
 
 import { z } from 'zod'
 
@@ -23,6 +23,8 @@ import { readConfig } from '../infra/config.ts'
 import type { Model } from '../infra/endpoints.ts'
 import { FspoError } from '../infra/errors.ts'
 import { placesOf } from '../infra/routes.ts'
+import { readEnvironment, withStore, type Environment } from './deps.ts'
+import { findCheckpoint } from './places.ts'
 import { smollm2 } from './servers.ts'
 
 /** What the command line says about a run. */
@@ -32,6 +34,7 @@ export interface RunFlags {
   name?: string
   seed?: number
   engine?: string
+  store?: string
 }
 
 const fileSchema = z.strictObject({
@@ -47,7 +50,7 @@ type File = z.infer<typeof fileSchema>
  * @throws FspoError 'Config' naming file, key and value
  */
 export async function readSettings(flags: RunFlags, parts: readonly Part[]): Promise<RunConfig> {
-  return settle(await withModel(await readFile(flags), parts), flags, parts)
+  return settle(await withModel(await readFile(flags), parts, flags), flags, parts)
 }
 
 /**
@@ -55,7 +58,7 @@ export async function readSettings(flags: RunFlags, parts: readonly Part[]): Pro
  * @throws FspoError 'Config' as readSettings does, and when it defines none
  */
 export async function readSchedules(flags: RunFlags): Promise<Schedule[]> {
-  const file = await withModel(await readFile(flags), partNames)
+  const file = await withModel(await readFile(flags), partNames, flags)
   const definitions = Object.entries(file.schedules)
   if (definitions.length === 0) {
     throw new FspoError(
@@ -89,10 +92,15 @@ function readFile({ preset = 'tiny', config: path }: RunFlags): Promise<File> {
  * The settings with the checkpoint that training starts from named by its content.
  * @throws FspoError 'Config' when there is none
  */
-async function withModel(file: File, parts: readonly Part[]): Promise<File> {
+async function withModel(
+  file: File,
+  parts: readonly Part[],
+  { store: flag }: RunFlags,
+): Promise<File> {
   const { spec, operations } = file
   if (operations.checkpoint === undefined || parts.every((part) => part === 'generate')) return file
-  const folder = findModel(operations.checkpoint)
+  const environment = withStore(readEnvironment(), { flag, config: operations.store })
+  const folder = await findModel(operations.checkpoint, environment)
   const name = basename(folder)
   const model = {
     name,
@@ -103,17 +111,13 @@ async function withModel(file: File, parts: readonly Part[]): Promise<File> {
   return { ...file, spec: { ...spec, training }, operations: { ...operations, checkpoint: folder } }
 }
 
-/** A model folder by its path, or by the name of one that a program of ours installs. */
-function findModel(named: string): string {
-  const folder = named === smollm2.name ? smollm2.folder : resolve(named)
-  if (existsSync(join(folder, 'config.json'))) return folder
-  const remedy =
-    named === smollm2.name
-      ? `run \`${smollm2.setup}\``
-      : `name a Hugging Face folder, or ${smollm2.name}`
+/** A model folder by its place, or by the name of one that a program of ours installs. */
+async function findModel(named: string, environment: Environment): Promise<string> {
+  if (named !== smollm2.name) return findCheckpoint(named, environment)
+  if (existsSync(join(smollm2.folder, 'config.json'))) return smollm2.folder
   throw new FspoError(
     'Config',
-    `operations.checkpoint is ${named}, and ${folder} holds no config.json: ${remedy}`,
+    `operations.checkpoint is ${named}, which is not installed here: run \`${smollm2.setup}\``,
   )
 }
 

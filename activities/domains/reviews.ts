@@ -59,7 +59,12 @@ export function standardise(texts: readonly string[]): (text: string) => Propert
 
 /** The number of words of a text. */
 export function wordsOf(text: string): number {
-  return text.match(/[\p{L}\p{N}]+(?:['’-][\p{L}\p{N}]+)*/gu)?.length ?? 0
+  return wordsIn(text).length
+}
+
+/** The words of a text, without punctuation. */
+export function wordsIn(text: string): string[] {
+  return text.match(/[\p{L}\p{N}]+(?:['’-][\p{L}\p{N}]+)*/gu) ?? []
 }
 
 function sentimentOf(text: string): number {

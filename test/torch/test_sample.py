@@ -139,6 +139,20 @@ def test_scores_are_summed_log_probs(engine, tmp_path, shared):
         assert row["logpRejected"] == pytest.approx(rejected, rel=1e-5)
 
 
+def test_bfloat16_is_asked_for_and_stays_near(engine, draw, tmp_path):
+    out = tmp_path / "scores.parquet"
+    data = [write_parquet(tmp_path / "rows.parquet", ROWS)]
+    spec = {"v": 1, "command": "score", "checkpoint": str(TINY), "data": data, "out": str(out)}
+    engine({**spec, "precision": "bfloat16"})
+    scored = [row["logpChosen"] for row in parquet.read_table(out).to_pylist()]
+    exact = [chosen for chosen, _ in REFERENCE["logps"]]
+    assert scored == pytest.approx(exact, rel=2e-2)
+    assert scored != pytest.approx(exact, rel=1e-5)
+    coarse = draw(ROWS, draws=4, precision="bfloat16")
+    assert all(row["text"] for row in coarse)
+    assert coarse != draw(ROWS, draws=4)
+
+
 def test_describe_tells_size_vocabulary_and_shape(engine):
     (event,) = engine({"v": 1, "command": "describe", "checkpoint": str(TINY)})
     assert event["parameters"] == 9232 and event["vocabulary"] == 300

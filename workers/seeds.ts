@@ -1,0 +1,34 @@
+import { poolRuns, renderPooled } from '../activities/seeds.ts'
+import { readAll } from '../activities/reporting.ts'
+import { createRuns } from '../activities/runs.ts'
+import { partNames, stageTable } from '../activities/stages.ts'
+import { openStore, readEnvironment, withStore } from './deps.ts'
+import type { ExitCode } from './exits.ts'
+import { run, type StartFlags } from './run.ts'
+import { readSettings } from './settings.ts'
+
+/**
+ * `fspo run --seeds n`: the same run under n seeds, one after the other as `<name>-<seed>`, then all of them taken
+ * together. Ends with the first that is not done; the same command goes on from there.
+ */
+export async function runSeeds(flags: StartFlags & { seeds: number }): Promise<ExitCode> {
+  const { seeds, ...each } = flags
+  const { run: name, spec, operations } = await readSettings(each, partNames)
+  const all = Array.from({ length: seeds }, (_, i) => spec.seed + i)
+  for (const seed of all) {
+    const code = await run({ ...each, seed, name: `${name}-${seed}` }, [...partNames])
+    if (code !== 'done') return code
+  }
+  if (flags.dryRun) return 'done'
+  const environment = withStore(readEnvironment(), { flag: flags.store, config: operations.store })
+  const runs = createRuns({ store: openStore(environment) }, stageTable)
+  const made = await Promise.all(
+    all.map(async (seed) => {
+      const one = await runs.open(`${name}-${seed}`)
+      return { run: one.config.run, spec: one.config.spec, rows: await readAll(one) }
+    }),
+  )
+  const pooled = poolRuns(made)
+  console.log(flags.json ? JSON.stringify(pooled, null, 2) : `\n${renderPooled(pooled)}`)
+  return 'done'
+}
