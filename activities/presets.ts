@@ -83,7 +83,7 @@ const small: Spec = {
     users: 16,
     questions: 6,
     shotSets: 2,
-    pairs: 12,
+    pairs: 20,
     seenQuestions: false,
     temperature: 0.7,
     maxTokens: 72,

@@ -59,6 +59,9 @@ export function temporalCommand(
     '--sqlite-pragma=journal_mode=WAL',
     '--sqlite-pragma=synchronous=NORMAL',
     '--log-level=warn',
+    // A queue that is not polled for 5 minutes, as that of one GPU which trains, is put away; what waits in it was seen
+    // to stay there for minutes after the GPU was free.
+    '--dynamic-config-value=matching.maxTaskQueueIdleTime="24h"',
     ...Object.entries(searchAttributes).map(([name, type]) => `--search-attribute=${name}=${type}`),
   ]
 }
