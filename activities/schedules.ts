@@ -5,7 +5,8 @@ import type { Store } from '../infra/store.ts'
 import { readJson } from './runs.ts'
 import { operationsSchema, specSchema } from './spec.ts'
 
-const weekdays = [
+/** Days of a week, Monday first. */
+export const weekdays = [
   'monday',
   'tuesday',
   'wednesday',

@@ -83,7 +83,7 @@ export const specSchema = z.strictObject({
     clip: z.number().positive(),
     maxTokens: positive,
     base: phaseSchema.optional(),
-    prefFt: phaseSchema,
+    prefFt: phaseSchema.extend({ steps: count }), // 0 steps: base takes its place
     pooled: phaseSchema,
     fspo: phaseSchema,
   }),

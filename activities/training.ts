@@ -59,6 +59,8 @@ export const prefFt: EngineStage<never> = {
   reads: ['personas', 'episodes', 'base'],
   content: (spec) => contentOf(spec, 'prefFt'),
   async run(context) {
+    if (context.spec.training.prefFt.steps === 0)
+      return { checkpoint: await context.checkpoint('base') }
     return train(context, {
       ...optimizerOf(context.spec, 'prefFt'),
       objective: 'pref_ft',

@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict'
+import { readdirSync } from 'node:fs'
 import { before, test } from 'node:test'
 
 import type { Episode } from '../activities/records.ts'
@@ -7,8 +8,10 @@ import { stageKey } from '../activities/keys.ts'
 import { stageTable } from '../activities/stages.ts'
 import { scores } from '../activities/scores.ts'
 import type { Spec } from '../activities/spec.ts'
-import type { EngineStage } from '../activities/stage.ts'
+import type { EngineContext, EngineStage } from '../activities/stage.ts'
 import { base, fspo, pooled, prefFt, trainingEpisodes } from '../activities/training.ts'
+import { presets } from '../activities/presets.ts'
+import { readSettings } from '../workers/settings.ts'
 import { verdicts } from '../activities/verdicts.ts'
 import { type Chain, makeChain } from './chain.ts'
 import { createStandIn, smallSpec as spec } from './standin.ts'
@@ -99,4 +102,24 @@ test("what one engine trains is not taken for the other's, and keys of before st
   for (const name of ['episodes', 'preferences'] as const)
     assert.equal(stageKey(stageTable, name, torch), stageKey(stageTable, name, spec), name)
   assert.ok(!JSON.stringify(base.content(spec)).includes('engine'))
+})
+
+test('without steps of Pref-FT base takes its place, as reference and start of FSPO too', async () => {
+  const { training } = spec
+  const none = { ...spec, training: { ...training, prefFt: { ...training.prefFt, steps: 0 } } }
+  const checkpoint = async (name: string) => `folder of ${name}`
+  const context = { spec: none, checkpoint } as unknown as EngineContext // all that may be asked for
+  assert.deepEqual(await prefFt.run(context), { checkpoint: 'folder of base' })
+})
+
+test('every example of an ablation is a run of preset small', async () => {
+  const folder = new URL('../examples/small/', import.meta.url).pathname
+  for (const file of readdirSync(folder)) {
+    const { run, spec: asked } = await readSettings({ config: folder + file }, ['generate'])
+    assert.equal(run, `small-${file.replace('.json', '')}`)
+    assert.equal(asked.training.engine, 'torch')
+    // The data is that of the preset: only episodes and what reads them differ.
+    for (const stage of ['responses', 'preferences'] as const)
+      assert.equal(stageKey(stageTable, stage, asked), stageKey(stageTable, stage, presets.small))
+  }
 })

@@ -8,7 +8,7 @@ import {
 import { z } from 'zod'
 
 import { listNights, type NightRecord } from '../activities/nights.ts'
-import { readSchedule, scheduleKey, type Schedule } from '../activities/schedules.ts'
+import { readSchedule, scheduleKey, weekdays, type Schedule } from '../activities/schedules.ts'
 import { stageTable } from '../activities/stages.ts'
 import { FspoError } from '../infra/errors.ts'
 import { canonicalJson, sha256 } from '../infra/hash.ts'
@@ -255,16 +255,7 @@ function dayOf(text: string): Date {
 }
 
 function weekdayOf(time: string): Schedule['days'][number] {
-  const names = [
-    'sunday',
-    'monday',
-    'tuesday',
-    'wednesday',
-    'thursday',
-    'friday',
-    'saturday',
-  ] as const
-  return names[new Date(time).getUTCDay()]!
+  return weekdays[(new Date(time).getUTCDay() + 6) % 7]!
 }
 
 function upper<Day extends string>(day: Day): Uppercase<Day> {
