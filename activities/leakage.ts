@@ -4,15 +4,15 @@ import type { Report } from './findings.ts'
 import { groupBy } from './groups.ts'
 import { isHeadline, planEvaluation, shotsOf } from './plan.ts'
 import type { Persona, Preference, Question, Sample } from './records.ts'
-import { renderPrefix, specialTokens } from './render.ts'
+import { renderPrefix } from './render.ts'
 import type { Spec } from './spec.ts'
 import { systemsOf } from './systems.ts'
 
 const run = 8 // words in a row that are no chance
 
 /**
- * What of the prompt comes back in sampled texts of the headline cell, in percent of each system's: digits, headings of
- * the layout, eight words in a row of the user's shots. Every system is held against the same user's own shots, those
+ * What of the prompt comes back in sampled texts of the headline cell, in percent of each system's: digits, headings as
+ * the layout has them, eight words in a row of the user's shots. Every system is held against the same user's own shots, those
  * that are shown none too, so base gives the share that chance alone does.
  */
 export function leakages(of: {
@@ -50,8 +50,9 @@ export function leakages(of: {
   })
 }
 
+/** Of any wording: small models mangle the layout's headings. */
 function hasHeading(text: string): boolean {
-  return specialTokens.some((token) => /\w/.test(token) && text.includes(token.trim()))
+  return /^\s*#/m.test(text)
 }
 
 function runsOf(text: string): Set<string> {

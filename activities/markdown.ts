@@ -142,7 +142,7 @@ ${markdownTable([['combination', ...measures], line('new', combinations.interpol
 FSPO goes ${showInterval(oracleGap)} per cent of the way from base to the oracle (best of several draws of base by \
 true utility) in true utility.
 
-Sampled texts with a digit, and with a heading of the prompt or eight words in a row of the user's shots (base is shown none of them: what it has is chance):
+Sampled texts with a digit, and with a heading like the prompt's or eight words in a row of the user's shots (base is shown none of them: what it has is chance):
 
 ${markdownTable([['system', 'digits %', 'prompt %'], ...leakage.map(({ system, digits, prompt }) => [system, showInterval(digits), showInterval(prompt)])])}`
 }

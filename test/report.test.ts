@@ -207,7 +207,7 @@ test('what comes back of the prompt is counted in sampled texts, for base as cha
   const at = samples.findIndex(({ system }) => system === 'FSPO')
   const planted = samples.map((sample, i) =>
     i === at
-      ? { ...sample, text: '7 of 10. ## Preferred Response' }
+      ? { ...sample, text: '7 of 10.\n## Preffered Response' }
       : { ...sample, text: 'A film.' },
   )
   const unseen = new Set(
