@@ -8,12 +8,12 @@ import { renderPrefix } from './render.ts'
 import type { Spec } from './spec.ts'
 import { systemsOf } from './systems.ts'
 
-const run = 8 // words in a row that are no chance
+const long = 8 // words in a row that are no chance
 
 /**
  * What of the prompt comes back in sampled texts of the headline cell, in percent of each system's: digits, headings as
- * the layout has them, eight words in a row of the user's shots. Every system is held against the same user's own shots, those
- * that are shown none too, so base gives the share that chance alone does.
+ * the layout has them, eight words in a row of the user's shots. Every system is held against the user's own shots,
+ * those that are shown none too, so base gives the share that chance alone does.
  */
 export function leakages(of: {
   spec: Spec
@@ -57,5 +57,5 @@ function hasHeading(text: string): boolean {
 
 function runsOf(text: string): Set<string> {
   const words = wordsIn(text.toLowerCase())
-  return new Set(words.slice(run - 1).map((_, at) => words.slice(at, at + run).join(' ')))
+  return new Set(words.slice(long - 1).map((_, at) => words.slice(at, at + long).join(' ')))
 }

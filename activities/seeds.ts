@@ -57,11 +57,11 @@ export function poolRuns(runs: SeedRun[]): Pooled {
       system,
       ...figuresOf(all, system),
       conflictSum: conflictsOf(all, system),
-      each: parts.map((part) => ({
-        utility: figuresOf(part, system).utility.mean,
-        accuracy: figuresOf(part, system).accuracy.mean,
-        conflictSum: conflictsOf(part, system).mean,
-      })),
+      each: parts.map((part) => {
+        const { utility, accuracy } = figuresOf(part, system)
+        const sum = conflictsOf(part, system)
+        return { utility: utility.mean, accuracy: accuracy.mean, conflictSum: sum.mean }
+      }),
     })),
     differences: compared.map(({ a, b }) => {
       const differ = (measure: 'winRate' | 'utility' | 'accuracy') =>

@@ -92,7 +92,7 @@ export const specSchema = z.strictObject({
     users: positive, // per cell
     questions: positive, // per user and cell
     shotSets: positive, // per user; questions and held-out pairs take them by turns
-    pairs: positive.optional(), // held-out ones that a user ranks per cell, the same for all; without: every one
+    pairs: positive.optional(), // the first so many held-out ones that a user ranks per cell; without: every one
     seenQuestions: z.boolean().optional(), // false: two of the four cells, those of held-out questions
     temperature,
     maxTokens: positive,
@@ -196,13 +196,17 @@ export const runConfigSchema = z.strictObject({
 export type RunConfig = z.infer<typeof runConfigSchema>
 export type EngineName = Spec['training']['engine']
 
-/** The configuration with its engine in the spec, where it is part of what is made; `named` goes before both places. */
+/**
+ * The configuration with its engine in the spec, where it is part of what is made; `named` goes before both places. How
+ * the other engine would compute is left out.
+ */
 export function settleEngine<Config extends { spec: Spec; operations: Operations }>(
   config: Config,
   named?: EngineName,
 ): Config {
   const { engine: old, ...operations } = config.operations
   const engine = named ?? old ?? config.spec.training.engine
-  const training = { ...config.spec.training, engine }
+  const { torch, ...kept } = config.spec.training
+  const training = { ...kept, engine, ...(engine === 'torch' && torch && { torch }) }
   return { ...config, spec: { ...config.spec, training }, operations }
 }

@@ -11,10 +11,12 @@ import { openingPrompt, promptVersions } from '../activities/prompts.ts'
 import type { Report } from '../activities/report.ts'
 import { responses } from '../activities/responses.ts'
 import { runConfigSchema, type Spec } from '../activities/spec.ts'
-import { isTrainedCombination, measurableUser, utility } from '../activities/users.ts'
+import { isTrainedCombination, measurableUser } from '../activities/users.ts'
 import { createTruth } from '../activities/truth.ts'
 import { verdicts } from '../activities/verdicts.ts'
-import { partServed, serversOf } from '../workers/servers.ts'
+import { missingServers, partServed, serversOf } from '../workers/servers.ts'
+import { readSettings } from '../workers/settings.ts'
+import { modelOf, withSimulator } from './endpoints.ts'
 import { makeChain, makeRows, type Chain } from './chain.ts'
 import { fspo, freshFolder, smallRun, writeConfig } from './commands.ts'
 import { temporaryFolder, tinyCheckpoint } from './nano.ts'
@@ -113,7 +115,6 @@ test('mirrored groups hold the same pairs labelled by users of opposite taste', 
 test('a program judges answers as the users would: both orders agree, what is not noticed is a tie', async () => {
   const [user] = chain.personas.filter(({ split }) => split === 'unseen')
   const [question] = chain.questions.filter(({ split }) => split === 'unseen')
-  const { weights } = measurableUser({ seed: 0, index: user!.index, split: 'unseen', spec })
   const truth = createTruth({ ...chain, spec })
   const texts = chain.responses
     .map(({ text }) => text)
@@ -131,7 +132,6 @@ test('a program judges answers as the users would: both orders agree, what is no
     const [verdict] = await makeRows(verdicts, { spec, rows, chat })
     return [verdict!.winFirst, verdict!.winSecond]
   }
-  assert.ok(utility(weights, [1, 1, 1]) !== 0)
   assert.deepEqual(await judged(best, worst), [true, true])
   assert.deepEqual(await judged(worst, best), [false, false])
   assert.deepEqual(await judged(`${best} `, best), [true, false])
@@ -205,4 +205,22 @@ test('a server of ours is started once per port, for the models that ask for it'
   assert.deepEqual(others, [])
   assert.match(server!.command.join(' '), /^python3 .*smollm2\.py --with-parent --port 8011$/)
   assert.deepEqual(Object.keys(partServed({ here, there }).foreign), ['there'])
+})
+
+test('a server of ours that answers already is not started a second time', async () => {
+  await withSimulator({}, async ({ url }) => {
+    const here = modelOf(url, { start: 'smollm2' })
+    assert.deepEqual(await missingServers({ models: { here } }), [])
+  })
+  const away = modelOf('http://127.0.0.1:9/v1', { start: 'smollm2' })
+  assert.equal((await missingServers({ models: { away } })).length, 1)
+})
+
+test('how torch computes is left out where the other engine trains', async () => {
+  const asked = { preset: 'small', name: 'small' }
+  const torch = await readSettings(asked, ['generate'])
+  assert.equal(torch.spec.training.torch?.precision, 'bfloat16')
+  const tfjs = await readSettings({ ...asked, engine: 'tfjs' }, ['generate'])
+  assert.equal(tfjs.spec.training.engine, 'tfjs')
+  assert.ok(!('torch' in tfjs.spec.training))
 })

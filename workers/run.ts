@@ -18,7 +18,7 @@ import { findEngine } from './engine.ts'
 import type { ExitCode } from './exits.ts'
 import { fetchReport } from './reports.ts'
 import { handleOf, startRun, type RunHandle } from './runs.ts'
-import { awaitServers, partServed, serversOf } from './servers.ts'
+import { awaitServers, missingServers, partServed } from './servers.ts'
 import { withSession, type Session } from './session.ts'
 import { aliasesOf, namesOf, readSettings, splitModels, type RunFlags } from './settings.ts'
 import { watchRun, type Outcome } from './watch.ts'
@@ -49,13 +49,14 @@ export async function run(flags: StartFlags, parts: Part[]): Promise<ExitCode> {
   // With --json stdout is the report's alone.
   const display = createDisplay(flags.json ? process.stderr : process.stdout)
   const { real, simulated } = splitModels(config, aliasesOf(config.spec, parts))
-  const { served, foreign } = partServed(real)
+  const { foreign } = partServed(real)
   if (Object.keys(foreign).length > 0) {
     await checkEndpoints({ models: foreign, environment: environment.variables })
   }
   await checkStore(environment)
   const needed = environment.variables.FSPO_SIMULATOR ? {} : simulated
-  const options = { models: namesOf(needed), servers: serversOf(served), say: display.say }
+  const servers = await missingServers({ models: real, environment: environment.variables })
+  const options = { models: namesOf(needed), servers, say: display.say }
   return withSession(environment, options, async (session, signal) => {
     const outcome = await follow(session, { environment, config, parts, display, signal })
     display.end()
@@ -95,7 +96,8 @@ export async function inSession(
   const simulated = Object.values(operations.models).filter(({ baseUrl }) => !baseUrl)
   const needed = environment.variables.FSPO_SIMULATOR ? [] : simulated
   const display = createDisplay(stream)
-  const servers = serversOf(operations.models)
+  const { models } = operations
+  const servers = await missingServers({ models, environment: environment.variables })
   const options = { models: needed.map(({ model }) => model), servers, say: display.say }
   return withSession(environment, options, (session, signal) =>
     act({ ...session, environment, display }, signal),

@@ -36,6 +36,22 @@ export function serversOf(models: Models): Server[] {
   }))
 }
 
+/** The same but for what answers already, whoever started it. */
+export async function missingServers(
+  options: Parameters<typeof checkEndpoints>[0],
+): Promise<Server[]> {
+  const { served } = partServed(options.models)
+  const answers = await Promise.all(
+    Object.entries(served).map(([alias, model]) =>
+      checkEndpoints({ ...options, models: { [alias]: model } }).then(
+        () => [],
+        () => [[alias, model] as const],
+      ),
+    ),
+  )
+  return serversOf(Object.fromEntries(answers.flat()))
+}
+
 /** The models that a server of ours answers for, and the others. */
 export function partServed(models: Models) {
   const entries = Object.entries(models)

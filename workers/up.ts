@@ -2,7 +2,7 @@ import { defaultOperations } from '../activities/presets.ts'
 import { FspoError } from '../infra/errors.ts'
 import { checkStore, readEnvironment, withStore } from './deps.ts'
 import type { ExitCode } from './exits.ts'
-import { serversOf } from './servers.ts'
+import { missingServers } from './servers.ts'
 import { withSession } from './session.ts'
 import { namesOf, readSettings, splitModels } from './settings.ts'
 import { readScrape, usualScrape } from './scrape.ts'
@@ -37,7 +37,8 @@ export async function up({
   if (running) throw upAlready(`process ${running.owner.pid}, ${running.ui || running.address}`)
   await checkStore(environment)
   const { simulated } = splitModels({ operations }, Object.keys(operations.models))
-  const servers = serversOf(operations.models)
+  const { models } = operations
+  const servers = await missingServers({ models, environment: environment.variables })
   return withSession(
     environment,
     { ...ports, metrics: scrape, models: namesOf(simulated), servers, say: console.log },
