@@ -65,6 +65,7 @@ const columnMeanings: Record<string, string> = {
   query: 'the question after them',
   system: 'who answered',
   draw: 'which of several answers',
+  strayHeading: 'whether the model went on with a heading of its own after the answer',
   winFirst: 'whether the answer won when shown first',
   winSecond: '… and when shown second',
   model: 'the model that answered',

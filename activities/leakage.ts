@@ -11,8 +11,8 @@ import { systemsOf } from './systems.ts'
 const long = 8 // words in a row that are no chance
 
 /**
- * What of the prompt comes back in sampled texts of the headline cell, in percent of each system's: digits, headings as
- * the layout has them, eight words in a row of the user's shots. Every system is held against the user's own shots,
+ * What of the prompt comes back in sampled texts of the headline cell, in percent of each system's: digits, headings
+ * gone on with after the answer, eight words in a row of the user's shots. Every system is held against the user's own shots,
  * those that are shown none too, so base gives the share that chance alone does.
  */
 export function leakages(of: {
@@ -41,18 +41,13 @@ export function leakages(of: {
       system: name,
       digits: share(texts.map(({ text }) => /\d/.test(text))),
       prompt: share(
-        texts.map(({ text, user, question }) => {
+        texts.map(({ text, strayHeading, user, question }) => {
           const known = shown.get(`${user}/${question}`)!
-          return hasHeading(text) || [...runsOf(text)].some((words) => known.has(words))
+          return strayHeading || [...runsOf(text)].some((words) => known.has(words))
         }),
       ),
     }
   })
-}
-
-/** Of any wording: small models mangle the layout's headings. */
-function hasHeading(text: string): boolean {
-  return /^\s*#/m.test(text)
 }
 
 function runsOf(text: string): Set<string> {

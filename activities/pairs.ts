@@ -28,7 +28,9 @@ export interface Allocation {
 }
 
 /** Changes whenever other pairs may be chosen; part of stage keys. */
-export const pairsVersion = 1
+export function pairsVersionOf({ users }: Pick<Spec, 'users'>): number {
+  return users.axes ? 2 : 1
+}
 
 const candidates = 32 // random pairs looked at per pair chosen
 const reservedShare = 0.25 // of the panels' pairs
@@ -128,16 +130,24 @@ function keyOf({ first, second }: Pair): string {
 }
 
 /**
- * Pairs that differ on many axes; where users have tastes on named axes, by turns those and ones set apart by one of
- * them, so that a few shots can show each taste of a user by itself.
+ * Pairs that differ on many axes; where users have tastes on named axes, by turns ones set apart by one of them, so
+ * that a few shots can show each taste by itself, and ones set apart by two, as often the same way as opposite ways,
+ * so that nobody's labels tell of a taste they do not have.
  */
 function scoreOf({ users: { axes: named } }: Spec): Choice['score'] {
-  const scores = [differ, ...(named ?? []).map((axis) => setApartBy(axes.indexOf(axis)))]
+  if (!named) return () => differ
+  const own = named.map((axis) => axes.indexOf(axis))
+  const couples = own.flatMap((one, at) => own.slice(at + 1).map((other) => [one, other] as const))
+  const alone = own.map((axis) => (a: Properties, b: Properties) => apart(a, b, axis))
+  const together = couples.flatMap(([one, other]) =>
+    [1, -1].map((way) => (a: Properties, b: Properties) => {
+      const [gap, rest] = [a[one]! - b[one]!, a[other]! - b[other]!]
+      const size = Math.min(Math.abs(gap), 1.5) + Math.min(Math.abs(rest), 1.5)
+      return Math.sign(gap * rest) === way ? size : -size
+    }),
+  )
+  const scores = [...alone, ...together]
   return (turn) => scores[turn % scores.length]!
-}
-
-function setApartBy(axis: number) {
-  return (a: Properties, b: Properties) => apart(a, b, axis)
 }
 
 /** High when the texts differ clearly on many axes. */

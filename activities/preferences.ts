@@ -1,6 +1,6 @@
 import { measureVersion } from './domains/reviews.ts'
 import { itemsOf } from './items.ts'
-import { allocatePairs, measureOf, pairsVersion } from './pairs.ts'
+import { allocatePairs, measureOf, pairsVersionOf } from './pairs.ts'
 import type { Pair } from './pairs.ts'
 import { preferencePrompt, promptVersions } from './prompts.ts'
 import { preferenceSchema } from './records.ts'
@@ -28,7 +28,7 @@ export const preferences: ItemStage<PreferenceItem, Preference> = {
   content: (spec) => ({
     preferences: spec.preferences,
     prompt: promptVersions.preference,
-    pairs: pairsVersion,
+    pairs: pairsVersionOf(spec),
     measure: measureVersion,
   }),
   schema: preferenceSchema,

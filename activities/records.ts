@@ -119,6 +119,7 @@ export const sampleSchema = z.strictObject({
   question: id,
   draw: count, // 0 … n-1 when several are drawn
   text: z.string(),
+  strayHeading: z.boolean(), // the model went on with a heading that is not the layout's; `text` ends before it
 })
 export type Sample = z.infer<typeof sampleSchema>
 

@@ -1,5 +1,5 @@
 import { measureVersion } from './domains/reviews.ts'
-import { measureOf, pairsVersion, refinementPairs } from './pairs.ts'
+import { measureOf, pairsVersionOf, refinementPairs } from './pairs.ts'
 import type { Pair } from './pairs.ts'
 import { appendPrompt, promptVersions, refinementPrompt } from './prompts.ts'
 import type { Shown } from './prompts.ts'
@@ -34,7 +34,7 @@ export const refinements: ItemStage<RefinementItem, Refinement> = {
   content: (spec) => ({
     refinement: spec.refinement,
     prompt: promptVersions.refinement,
-    pairs: pairsVersion,
+    pairs: pairsVersionOf(spec),
     measure: measureVersion,
   }),
   schema: refinementSchema,

@@ -77,7 +77,7 @@ export function evaluationContent(spec: Spec) {
 
 function samplingOf({ evaluation }: Spec) {
   const { temperature, maxTokens, oracleDraws } = evaluation
-  return { answer: 3, temperature, maxTokens, oracleDraws }
+  return { answer: 4, temperature, maxTokens, oracleDraws }
 }
 
 interface Request {
@@ -153,17 +153,22 @@ function bestOf(
   const user = item.subject.user.id
   const question = item.question.id
   const answers = draws.map((id) => readAnswer(answerTo(id, texts)))
-  const liking = answers.map((text) => (answers.length > 1 ? truth.utility(user, text) : 0))
+  const liking = answers.map(({ text }) => (answers.length > 1 ? truth.utility(user, text) : 0))
   const draw = liking.indexOf(Math.max(...liking))
   const id = `${system.name}/${user}/${question}`
-  return { id, index, system: system.name, user, question, draw, text: answers[draw]! }
+  return { id, index, system: system.name, user, question, draw, ...answers[draw]! }
 }
 
-/** A sampled text up to where it goes on with the layout's next heading, as base's documents do. */
-export function readAnswer(text: string): string {
+/**
+ * A sampled text up to where it goes on with the layout's next heading, as base's documents do, or with any other
+ * heading, which is noted: small models mangle the layout's.
+ */
+export function readAnswer(sampled: string): Pick<Sample, 'text' | 'strayHeading'> {
   const headings = specialTokens.filter((token) => token.includes('#')) // a blank line may be prose
-  const ends = headings.map((heading) => text.indexOf(heading)).filter((at) => at >= 0)
-  return text.slice(0, Math.min(text.length, ...ends)).trim()
+  const ends = headings.map((heading) => sampled.indexOf(heading)).filter((at) => at >= 0)
+  const text = sampled.slice(0, Math.min(sampled.length, ...ends))
+  const stray = text.search(/^\s*#{1,6}\s/m)
+  return { text: (stray < 0 ? text : text.slice(0, stray)).trim(), strayHeading: stray >= 0 }
 }
 
 function answerTo(id: string, texts: Map<string, string>): string {

@@ -4,7 +4,7 @@ import { FspoError } from '../infra/errors.ts'
 import { scoreSpecSchema } from './contract.ts'
 import { measureVersion } from './domains/reviews.ts'
 import { groupBy } from './groups.ts'
-import { isReserved, pairsVersion } from './pairs.ts'
+import { isReserved, pairsVersionOf } from './pairs.ts'
 import { cellsOf, isHeadline, shotsOf, type Cell, type Plan, type Subject } from './plan.ts'
 import type { Preference } from './records.ts'
 import { renderAnswer, renderPrefix, renderQuery } from './render.ts'
@@ -61,7 +61,7 @@ export const scores: EngineStage<Score> = {
   ],
   content: (spec) => ({
     ...evaluationContent(spec),
-    pairsVersion,
+    pairsVersion: pairsVersionOf(spec),
     measureVersion,
     pairs: spec.evaluation.pairs,
   }),

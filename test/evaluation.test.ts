@@ -124,11 +124,23 @@ test('the engine samples once per checkpoint, rows of one prefix together, with 
 })
 
 test('an answer ends where the sampled text goes on with the next heading', () => {
-  assert.equal(readAnswer('the plot is good.\n\n## Question\nreview Argo.'), 'the plot is good.')
-  assert.equal(readAnswer('the plot\n## Dispreferred Response\nis good.'), 'the plot')
-  assert.equal(readAnswer('# Example\n## Question\nwhy?'), '')
-  assert.equal(readAnswer('good.\n\nvery good.'), 'good.\n\nvery good.')
-  assert.equal(readAnswer('a fine film, #1 of ten. '), 'a fine film, #1 of ten.')
+  const whole = (sampled: string) => {
+    const { text, strayHeading } = readAnswer(sampled)
+    assert.equal(strayHeading, false)
+    return text
+  }
+  assert.equal(whole('the plot is good.\n\n## Question\nreview Argo.'), 'the plot is good.')
+  assert.equal(whole('the plot\n## Dispreferred Response\nis good.'), 'the plot')
+  assert.equal(whole('# Example\n## Question\nwhy?'), '')
+  assert.equal(whole('good.\n\nvery good.'), 'good.\n\nvery good.')
+  assert.equal(whole('a fine film,\n#1 of ten. '), 'a fine film,\n#1 of ten.')
+})
+
+test('an answer ends before a heading that is not the layout’s, and that is noted', () => {
+  for (const stray of ['\n## Dispreressed Response\nbad.', '\n\n # Review\nbad.', '\n### Note\n']) {
+    assert.deepEqual(readAnswer(`good.${stray}`), { text: 'good.', strayHeading: true })
+  }
+  assert.deepEqual(readAnswer('# Examples\nwhy?'), { text: '', strayHeading: true })
 })
 
 test('the oracle is the draw its user truly likes best', () => {

@@ -69,7 +69,7 @@ test('what a measurable user chose beats what it rejected 100 times in 100', () 
   const samples = unseen.flatMap(({ user, firstText, secondText, id }, at): Sample[] => {
     const likesFirst = truth.utility(user, firstText) > truth.utility(user, secondText)
     const [liked, other] = likesFirst ? [firstText, secondText] : [secondText, firstText]
-    const row = { id, user, question: `q${at}`, draw: 0 }
+    const row = { id, user, question: `q${at}`, draw: 0, strayHeading: false }
     return [
       { ...row, index: 2 * at, system: systemNames.base, text: other },
       { ...row, index: 2 * at + 1, system: systemNames.fspo, text: liked },

@@ -7,6 +7,7 @@ import { measure } from '../activities/domains/reviews.ts'
 import { groupBy } from '../activities/groups.ts'
 import { presets } from '../activities/presets.ts'
 import { countParameters, digestModel, findPretrained } from '../activities/pretrained.ts'
+import { allocatePairs, measureOf } from '../activities/pairs.ts'
 import { openingPrompt, promptVersions } from '../activities/prompts.ts'
 import type { Report } from '../activities/report.ts'
 import { responses } from '../activities/responses.ts'
@@ -96,6 +97,19 @@ test('a difference too small to notice gives no consistent label', () => {
   assert.ok(Math.max(...gaps(false)) <= 1)
 })
 
+test('what a training user prefers tells nothing of a taste they do not have', () => {
+  const properties = measureOf(chain.responses)
+  const pairs = allocatePairs(spec, chain).panels.flat()
+  const gaps = pairs.map(({ first, second }) => {
+    const [a, b] = [properties(first.text), properties(second.text)]
+    return [a[0] - b[0], a[1] - b[1]] as const
+  })
+  const inBoth = gaps.filter((gap) => gap.every((size) => Math.abs(size) > 1))
+  const agreeing = inBoth.filter(([sentiment, length]) => sentiment * length > 0).length
+  assert.ok(inBoth.length >= pairs.length / 4, `${inBoth.length} of ${pairs.length}`)
+  assert.ok(Math.abs(agreeing / inBoth.length - 0.5) < 0.1, `${agreeing} of ${inBoth.length}`)
+})
+
 test('mirrored groups hold the same pairs labelled by users of opposite taste', () => {
   const groups = [...groupBy(chain.episodes, ({ group }) => group).values()]
   assert.ok(groups.length > 0)
@@ -121,7 +135,7 @@ test('a program judges answers as the users would: both orders agree, what is no
     .toSorted((a, b) => truth.utility(user!.id, a) - truth.utility(user!.id, b))
   const [worst, best] = [texts[0]!, texts.at(-1)!]
   const judged = async (text: string, baseText: string) => {
-    const sample = { user: user!.id, question: question!.id, draw: 0 }
+    const sample = { user: user!.id, question: question!.id, draw: 0, strayHeading: false }
     const made = new Map<string, unknown[]>(Object.entries(chain))
     made.set('samples', [
       { ...sample, id: 'a', index: 0, system: 'base', text: baseText },
