@@ -207,8 +207,8 @@ test('what comes back of the prompt is counted in sampled texts, for base as cha
   const at = samples.findIndex(({ system }) => system === 'FSPO')
   const planted = samples.map((sample, i) =>
     i === at
-      ? { ...sample, text: '7 of 10.\n## Preffered Response' }
-      : { ...sample, text: 'A film.' },
+      ? { ...sample, text: '7 of 10.', strayHeading: true }
+      : { ...sample, text: 'A film.', strayHeading: false },
   )
   const unseen = new Set(
     rows.personas.filter(({ split }) => split === 'unseen').map(({ id }) => id),

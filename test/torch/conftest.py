@@ -15,6 +15,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from transformers import AutoConfig, AutoModelForCausalLM  # noqa: E402
 
+from fspo_trainer import attention  # noqa: E402
 from fspo_trainer.contract import read_spec  # noqa: E402
 from fspo_trainer.ranks import Ranks  # noqa: E402
 from fspo_trainer.tree import Branch, Tree  # noqa: E402
@@ -105,6 +106,12 @@ def train_spec(folder: Path, **changes) -> dict:
         "clip": REFERENCE["clip"],
         **changes,
     }
+
+
+@pytest.fixture
+def dense(monkeypatch):
+    """Attention by plain products, as bfloat16 has it on a CPU, whatever the number type."""
+    monkeypatch.setattr(attention, "DENSE_TYPES", {torch.bfloat16, torch.float32, torch.float64})
 
 
 @pytest.fixture

@@ -61,8 +61,11 @@ def test_greedy_answers_are_those_of_generate_token_for_token(draw):
         assert found["text"] == tokenizer.decode(kept)
 
 
-def test_greedy_answers_of_a_deep_grouped_model_are_those_of_generate():
+@pytest.mark.parametrize("kind", ["sdpa", "dense"])
+def test_greedy_answers_of_a_deep_grouped_model_are_those_of_generate(kind, request):
     """Uneven prefixes and queries, in one batch, against each row by itself."""
+    if kind == "dense":
+        request.getfixturevalue("dense")
     model = tiny_model("qwen3").float()
     jobs = []
     for tree in ragged_trees(3, seed=4):

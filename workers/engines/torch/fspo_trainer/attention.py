@@ -3,20 +3,26 @@
 sdpa2  two exact calls per tree: the prefix by itself, then its branches as rows that all see it
 mask   one call over the flat row with a dense mask; T² work, no custom code
 flex   FlexAttention with a block mask that skips what nobody sees; CUDA only, as it has no backward on CPU
+
+In bfloat16 on a CPU, sdpa2 multiplies matrices instead of calling PyTorch's fused kernel, whose backward pass is four
+times slower there.
 """
 
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention as sdpa
 from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from .errors import EngineError
 from .tree import Plan, Span, visible
 
-NAMES = {"sdpa2": "fspo_tree_sdpa2", "flex": "fspo_tree_flex", "mask": "sdpa", "plain": "sdpa"}
+DENSE_TYPES = {torch.bfloat16}  # on a CPU
+DENSE_BYTES = 64 * 2**20  # of one call's scores; more would not pay for the memory kept for the backward pass
+NAMES = {"sdpa2": "fspo_tree_sdpa2", "flex": "fspo_tree_flex", "mask": "sdpa", "plain": "sdpa", "cached": "fspo_cached"}
 
 
 @dataclass
@@ -26,6 +32,12 @@ class Fold:
     span: Span
     sizes: list[int]  # tokens per branch
     mask: torch.Tensor | None  # [k, 1, longest, prefix + longest]
+    biases: dict = field(default_factory=dict)  # by number type: 0 where the mask sees, else -inf
+
+    def bias(self, kind: torch.dtype) -> torch.Tensor:
+        if kind not in self.biases:
+            self.biases[kind] = _bias_of(self.mask, kind)
+        return self.biases[kind]
 
 
 def prepare(plan: Plan, kind: str) -> dict:
@@ -81,33 +93,73 @@ def _fold(span: Span, device) -> Fold:
 def _tree_sdpa2(module, query, key, value, attention_mask, scaling=None, tree=None, **_):
     """Attention of [1, heads, T, size] tensors; returns [1, T, heads, size]."""
     query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast RoPE leaves float32
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    parts = []
-    for fold in tree:
-        start, end = fold.span.start, fold.span.end()
-        one = [tensor[:, :, start:end] for tensor in (query, key, value)]
-        parts += _attend(fold, *one, scaling)
+    lengths = [fold.span.end() - fold.span.start for fold in tree]
+    pieces = zip(*(tensor.split(lengths, 2) for tensor in (query, key, value)))
+    with torch.autocast(query.device.type, enabled=False):  # it would take every softmax to float32 and back
+        parts = [part for fold, piece in zip(tree, pieces) for part in _attend(fold, *piece, scaling)]
     return torch.cat(parts, 2).transpose(1, 2).contiguous(), None
 
 
 def _attend(fold: Fold, query, key, value, scaling) -> list[torch.Tensor]:
-    prefix = fold.span.prefix
     if fold.mask is None:
-        return [sdpa(query, key, value, is_causal=True, scale=scaling)]
-    parts = []
-    if prefix > 0:
-        heads = [tensor[:, :, :prefix] for tensor in (query, key, value)]
-        parts.append(sdpa(*heads, is_causal=True, scale=scaling))
-    rows = [_rows(tensor[0, :, prefix:], fold.sizes) for tensor in (query, key, value)]
+        return [_causal(query, key, value, scaling)]
+    sizes = [fold.span.prefix, query.shape[2] - fold.span.prefix]
+    before, after = zip(*(tensor.split(sizes, 2) for tensor in (query, key, value)))
+    parts = [_causal(*before, scaling)] if fold.span.prefix > 0 else []
+    rows = [_rows(tensor[0], fold.sizes) for tensor in after]
     keys, values = (
-        torch.cat([whole[:, :, :prefix].expand(len(fold.sizes), -1, -1, -1), own], 2)
-        for whole, own in ((key, rows[1]), (value, rows[2]))
+        torch.cat([whole.expand(len(fold.sizes), -1, -1, -1), own], 2)
+        for whole, own in zip(before[1:], rows[1:])
     )
-    folded = sdpa(rows[0], keys, values, attn_mask=fold.mask, scale=scaling)
+    if _is_dense(rows[0], keys):
+        folded = _dense(rows[0], keys, values, fold.bias(query.dtype), scaling)
+    else:
+        folded = sdpa(rows[0], *_per_head(rows[0], keys, values), attn_mask=fold.mask, scale=scaling)
     parts += [folded[row : row + 1, :, :size] for row, size in enumerate(fold.sizes)]
     return parts
+
+
+def _causal(query, key, value, scaling) -> torch.Tensor:
+    if not _is_dense(query, key):
+        return sdpa(query, *_per_head(query, key, value), is_causal=True, scale=scaling)
+    size = query.shape[2]
+    seen = torch.ones(size, size, dtype=torch.bool, device=query.device).tril()
+    return _dense(query, key, value, _bias_of(seen, query.dtype), scaling)
+
+
+def _is_dense(query, key) -> bool:
+    rows, heads, length, _ = query.shape
+    size = rows * heads * length * key.shape[2] * query.element_size()
+    return query.device.type == "cpu" and query.dtype in DENSE_TYPES and size <= DENSE_BYTES
+
+
+def _dense(query, key, value, bias, scaling) -> torch.Tensor:
+    """Attention by plain products; the query heads of one key head are rows of one matrix."""
+    rows, heads, length, size = query.shape
+    shared = key.shape[1]
+    scaling = size**-0.5 if scaling is None else scaling
+    grouped = (query * scaling).reshape(rows, shared, -1, size)
+    scores = (grouped @ key.transpose(2, 3)).view(rows, shared, heads // shared, length, -1)
+    shares = (scores + bias.unsqueeze(-3)).softmax(-1).view(rows, shared, -1, key.shape[2])
+    return (shares @ value).view(rows, heads, length, size)
+
+
+def _bias_of(mask: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
+    return torch.zeros(mask.shape, dtype=kind, device=mask.device).masked_fill_(~mask, -torch.inf)
+
+
+def _cached(module, query, key, value, attention_mask, scaling=None, **others):
+    """Attention of new columns to a cache, by a mask of the caller's."""
+    query, key = query.to(value.dtype), key.to(value.dtype)
+    if not _is_dense(query, key):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **others)
+    out = _dense(query, key, value, _bias_of(attention_mask, query.dtype), scaling)
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _per_head(query, *tensors: torch.Tensor) -> list[torch.Tensor]:
+    groups = query.shape[1] // tensors[0].shape[1]
+    return [tensor.repeat_interleave(groups, 1) for tensor in tensors] if groups > 1 else list(tensors)
 
 
 def _rows(tensor: torch.Tensor, sizes: list[int]) -> torch.Tensor:
@@ -154,3 +206,4 @@ def _tree_flex(module, query, key, value, attention_mask, scaling=None, tree=Non
 
 AttentionInterface.register(NAMES["sdpa2"], _tree_sdpa2)
 AttentionInterface.register(NAMES["flex"], _tree_flex)
+AttentionInterface.register(NAMES["cached"], _cached)

@@ -7,6 +7,7 @@ import numpy
 import pyarrow as arrow
 import torch
 
+from .attention import attention_of
 from .checkpoint import load_checkpoint
 from .data import read_rows, write_rows
 from .errors import EngineError
@@ -166,9 +167,10 @@ def _read_prompts(model, jobs: list[Job], new_tokens: int):
 
 def _forward(model, ids, positions, mask, slots: Slots, last=None, with_logits=True):
     """One forward over new columns; logits of all of them, or of column `last` of each row."""
-    hidden = model.get_decoder()(
-        input_ids=ids, position_ids=positions, attention_mask=mask, past_key_values=slots, use_cache=True
-    ).last_hidden_state
+    with attention_of(model, "cached"):
+        hidden = model.get_decoder()(
+            input_ids=ids, position_ids=positions, attention_mask=mask, past_key_values=slots, use_cache=True
+        ).last_hidden_state
     slots.length += ids.shape[1]
     if not with_logits:
         return None
