@@ -35,6 +35,7 @@ const optimizerShape = {
   seed: z.int().nonnegative(),
   saveEvery: positive.default(1000), // steps between checkpoints
   saveSeconds: z.number().positive().default(300), // … but no longer than this, so that a crash loses little
+  shardBytes: positive.default(5_000_000_000), // weights above this are written as shards with an index
   maxTokens: positive, // longest prefix+query+answer; longer rows are dropped and counted
   maxDroppedShare: z.number().min(0).max(1).default(0.05), // more than this is an error
 }

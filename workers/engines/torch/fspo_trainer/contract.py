@@ -51,7 +51,7 @@ def read_spec(command: str | None, path: str | None) -> SimpleNamespace:
         raise EngineError("BadSpec", f"{path} is for {spec['command']}, not {command}")
     parsed = SimpleNamespace(**spec)
     if name == "train":
-        idle = ("out", "saveEvery", "saveSeconds", "halved", "recipe")
+        idle = ("out", "saveEvery", "saveSeconds", "shardBytes", "halved", "recipe")
         parsed.named_recipe = spec["recipe"]
         parsed.recipe = {key: value for key, value in spec.items() if key not in idle}
         parsed.torch = SimpleNamespace(**spec["torch"])
@@ -200,6 +200,7 @@ _SCHEMAS = {
         "seed": (_count, _REQUIRED),
         "saveEvery": (_positive, 1000),
         "saveSeconds": (_number(above=0), 300.0),
+        "shardBytes": (_positive, 5_000_000_000),
         "recipe": (_text, None),
         "halved": (_flag, False),
         "maxTokens": (_positive, _REQUIRED),
