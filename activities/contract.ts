@@ -51,6 +51,8 @@ export const torchSchema = z.strictObject({
       rank: positive.default(16),
       alpha: positive.default(32),
       dropout: z.number().min(0).lt(1).default(0),
+      // QLoRA: the frozen weights in 4 bits, by bitsandbytes, which is installed by hand. One rank only.
+      base: z.literal('nf4').optional(),
     })
     .optional(), // on every linear layer but the head
   checkpointing: z.boolean().default(false), // activations are computed again instead of kept

@@ -8,8 +8,13 @@ from .checkpoint import part_of, plain_parts
 from .folder import Part
 
 
-def add_adapter(model, lora: dict, seed: int) -> None:
-    """Puts an adapter on every linear layer but the head; everything else is frozen."""
+def add_adapter(model, lora: dict, seed: int, device: torch.device = torch.device("cpu")) -> None:
+    """Puts an adapter on every linear layer but the head; everything else is frozen, on the device in 4 bits where the
+    base is nf4."""
+    if "base" in lora:
+        from .quantized import quantize
+
+        quantize(model, device)
     config = LoraConfig(
         r=lora["rank"],
         lora_alpha=lora["alpha"],
@@ -28,7 +33,8 @@ def adapter_parts(parts: dict[str, Part]) -> dict[str, Part]:
 
 
 def merged_parts(model) -> dict[str, Part]:
-    """The weights with the adapter's products added, under the names of the model without it."""
+    """The weights with the adapter's products added, under the names of the model without it. To a quantised base's
+    weights as it computes with them, so that the merged model scores what the trained one did."""
     merged = {}
     for name, part in plain_parts(model).items():
         layer, _, rest = name.partition(".base_layer.")
@@ -40,6 +46,11 @@ def merged_parts(model) -> dict[str, Part]:
 
 
 def _product(layer: LoraLayer, base: Part) -> Part:
+    if hasattr(layer.base_layer.weight, "quant_state"):
+        from .quantized import quantized_part
+
+        base = quantized_part(layer.base_layer)
+
     def read() -> torch.Tensor:
         a, b = (part_of(side["default"].weight).read() for side in (layer.lora_A, layer.lora_B))
         return base.read() + layer.scaling["default"] * (b @ a)

@@ -14,6 +14,7 @@ from .contract import is_paired
 from .data import Dataset, Order, load_dataset, read_documents
 from .errors import EngineError
 from .events import emit, emit_metrics, stop_requested
+from .extras import require
 from .folder import read_manifest, read_tensors
 from .objective import Weighing, judge, split_accuracies, split_counts, step_count
 from .optimizer import Optimizer
@@ -47,6 +48,8 @@ def train(spec, ranks: Ranks) -> bool:
     if Path(spec.out).exists() and (read_manifest(Path(spec.out)) or {}).get("recipe") == recipe:
         return True
     check_attention(spec.torch.attention, ranks.device)
+    if spec.torch.lora and "base" in spec.torch.lora:
+        require("bitsandbytes", "torch.lora.base nf4")
     resumed = newest(spec, recipe, ranks)
     checkpoint = _start(spec, resumed)
     check_context(spec.maxTokens, checkpoint.context())
@@ -61,7 +64,7 @@ def train(spec, ranks: Ranks) -> bool:
     )
     done = read_manifest(resumed)["step"] if resumed else 0
     if spec.torch.lora:
-        _adapt(checkpoint.model, spec, resumed)
+        _adapt(checkpoint.model, spec, resumed, ranks.device)
     policy = ranks.wrap(_policy(checkpoint.model, spec))
     reference = _reference(spec, policy, ranks)
     order = Order(len(data.units), spec.batch, spec.seed)
@@ -109,10 +112,10 @@ def _start(spec, resumed: Path | None) -> Checkpoint:
     return new_checkpoint(architecture, tokens, spec.seed)
 
 
-def _adapt(model, spec, resumed: Path | None) -> None:
+def _adapt(model, spec, resumed: Path | None, device: torch.device) -> None:
     from .adapter import add_adapter
 
-    add_adapter(model, spec.torch.lora, spec.seed)
+    add_adapter(model, spec.torch.lora, spec.seed, device)
     if resumed:
         for state in read_tensors(resumed, "adapter"):
             model.load_state_dict(state, strict=False)
