@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from .errors import EngineError
 from .folder import File, Part, corrupt, read_manifest, read_verified, tensor_files, tensor_names, verify
@@ -29,6 +29,15 @@ _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float64: 
 
 
 @dataclass
+class Opened:
+    """A verified folder, its weights not loaded. `extra` are the config files, by name."""
+
+    config: PretrainedConfig
+    tokens: Tokens
+    extra: dict[str, bytes]
+
+
+@dataclass
 class Checkpoint:
     """A model with all that its folder holds beside the weights. `extra` are the config files, by name."""
 
@@ -38,9 +47,13 @@ class Checkpoint:
 
     def context(self) -> int:
         """Longest row the model may see."""
-        config = self.model.config
-        window = config.sliding_window if _is_sliding(config) else None
-        return min(config.max_position_embeddings, window or config.max_position_embeddings)
+        return context_of(self.model.config)
+
+
+def context_of(config: PretrainedConfig) -> int:
+    """Longest row a model may see."""
+    window = config.sliding_window if _is_sliding(config) else None
+    return min(config.max_position_embeddings, window or config.max_position_embeddings)
 
 
 def model_files(checkpoint: Checkpoint, parts: dict[str, Part], limit: int) -> Iterator[File]:
@@ -71,7 +84,16 @@ def part_of(tensor: torch.Tensor) -> Part:
 
 
 def load_checkpoint(folder: str, dtype: torch.dtype = torch.float32) -> Checkpoint:
-    """Reads and verifies a checkpoint folder; one without manifest (a model from elsewhere) is not hashed.
+    """Reads and verifies a checkpoint folder. Raises what `open_checkpoint` does."""
+    opened = open_checkpoint(folder)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, config=opened.config, dtype=dtype, attn_implementation="sdpa", local_files_only=True
+    )
+    return Checkpoint(model, opened.tokens, opened.extra)
+
+
+def open_checkpoint(folder: str) -> Opened:
+    """Verifies a checkpoint folder; one without manifest (a model from elsewhere) is not hashed.
 
     Raises EngineError 'MissingFile', or 'CorruptCheckpoint' naming file, field or tensor.
     """
@@ -90,10 +112,7 @@ def load_checkpoint(folder: str, dtype: torch.dtype = torch.float32) -> Checkpoi
             files[name] = read_verified(path, name, manifest)
     config = _read_config(path, extra["config.json"])
     _check_tensors(path, config)
-    model = AutoModelForCausalLM.from_pretrained(
-        path, config=config, dtype=dtype, attn_implementation="sdpa", local_files_only=True
-    )
-    return Checkpoint(model, open_tokens(files), extra)
+    return Opened(config, open_tokens(files), extra)
 
 
 def new_checkpoint(architecture: dict, tokens: Tokens, seed: int) -> Checkpoint:

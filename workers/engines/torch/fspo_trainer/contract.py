@@ -218,6 +218,7 @@ _SCHEMAS = {
         "data": (_texts(1), _REQUIRED),
         "out": (_text, _REQUIRED),
         "draws": (_positive, 1),
+        "backend": (_one_of("vllm"), None),
         "temperature": (_number(least=0), _REQUIRED),
         "topP": (_number(above=0, most=1), 1.0),
         "maxNewTokens": (_positive, _REQUIRED),

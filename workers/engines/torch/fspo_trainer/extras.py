@@ -5,7 +5,7 @@ from importlib.util import find_spec
 
 from .errors import EngineError
 
-PINS = {"bitsandbytes": "0.50.2"}
+PINS = {"bitsandbytes": "0.50.2", "vllm": "0.30.0"}
 
 
 def require(package: str, setting: str) -> None:
