@@ -35,6 +35,7 @@ const optimizerShape = {
   seed: z.int().nonnegative(),
   saveEvery: positive.default(1000), // steps between checkpoints
   saveSeconds: z.number().positive().default(300), // … but no longer than this, so that a crash loses little
+  shardBytes: positive.default(5_000_000_000), // weights above this are written as shards with an index
   maxTokens: positive, // longest prefix+query+answer; longer rows are dropped and counted
   maxDroppedShare: z.number().min(0).max(1).default(0.05), // more than this is an error
 }
@@ -50,6 +51,8 @@ export const torchSchema = z.strictObject({
       rank: positive.default(16),
       alpha: positive.default(32),
       dropout: z.number().min(0).lt(1).default(0),
+      // QLoRA: the frozen weights in 4 bits, by bitsandbytes, which is installed by hand. One rank only.
+      base: z.literal('nf4').optional(),
     })
     .optional(), // on every linear layer but the head
   checkpointing: z.boolean().default(false), // activations are computed again instead of kept
@@ -97,6 +100,7 @@ export const sampleSpecSchema = z.strictObject({
   data: z.array(path).min(1),
   out: path,
   draws: positive.default(1),
+  backend: z.literal('vllm').optional(), // torch only, installed by hand, needs a GPU; default: the engine's own sampler
   precision, // bfloat16: torch only
   halved,
   temperature: z.number().nonnegative(), // 0 is greedy

@@ -156,7 +156,7 @@ async function goOn({ store, attempt }: EngineWork, out: string, recipe: string)
 /** Names all that decides what is trained, wherever its files lie. */
 export function recipeOf(inputs: string, spec: TrainSpec): string {
   const { init, reference, data, evalData, out: _out, halved: _halved, ...settings } = spec
-  const { saveEvery: _every, saveSeconds: _seconds, ...deciding } = settings
+  const { saveEvery: _every, saveSeconds: _seconds, shardBytes: _bytes, ...deciding } = settings
   const start = 'checkpoint' in init ? 'checkpoint' : init
   const shape = { start, data: data.length, evalData: evalData.length, reference: !!reference }
   return sha256(canonicalJson({ inputs, ...deciding, ...shape }))

@@ -117,11 +117,16 @@ export function shotsOf(
 }
 
 /**
- * Whether as many users and questions as a spec orders are enough to evaluate on.
- * @throws FspoError 'TooFewQuestions' or 'TooFewUsers' with the remedy
+ * Whether as many users and questions as a spec orders are enough to evaluate on, and its engine can sample as asked.
+ * @throws FspoError 'TooFewQuestions', 'TooFewUsers' or 'Config' with the remedy
  */
 export function assertEvaluable(spec: Spec): void {
-  const { users, questions } = spec
+  const { users, questions, evaluation, training } = spec
+  if (evaluation.backend && training.engine !== 'torch')
+    throw new FspoError(
+      'Config',
+      `evaluation.backend ${evaluation.backend} needs engine torch, not ${training.engine}: leave it out, or train with --engine torch`,
+    )
   countAsked(spec, { side: 'seen', count: questions.seen })
   countAsked(spec, { side: 'unseen', count: questions.unseen })
   assertUsers(spec, { split: 'train', count: users.train })

@@ -76,8 +76,8 @@ export function evaluationContent(spec: Spec) {
 }
 
 function samplingOf({ evaluation }: Spec) {
-  const { temperature, maxTokens, oracleDraws } = evaluation
-  return { answer: 4, temperature, maxTokens, oracleDraws }
+  const { temperature, maxTokens, oracleDraws, backend } = evaluation
+  return { answer: 4, temperature, maxTokens, oracleDraws, ...(backend && { backend }) }
 }
 
 interface Request {
@@ -119,7 +119,7 @@ async function draw(
   context: EngineContext,
   { checkpoint, requests }: { checkpoint: CheckpointName; requests: Request[] },
 ) {
-  const { temperature, maxTokens } = context.spec.evaluation
+  const { temperature, maxTokens, backend } = context.spec.evaluation
   const drawn = requests.flatMap(({ prefix, query, draws }) =>
     draws.map((id): [string, z.infer<typeof requestSchema>] => [id, { id, prefix, query }]),
   )
@@ -133,6 +133,7 @@ async function draw(
     out,
     temperature,
     maxNewTokens: maxTokens,
+    backend,
     precision: context.spec.training.torch?.precision,
     seed: seedOf(context.spec.seed, 'samples'),
   })

@@ -97,6 +97,7 @@ export const specSchema = z.strictObject({
     temperature,
     maxTokens: positive,
     oracleDraws: positive,
+    backend: z.literal('vllm').optional(), // what samples in place of engine torch itself; its draws are others
     shotCounts: z.array(count),
     resamples: positive,
   }),

@@ -96,6 +96,13 @@ test('what evaluation could not be done with is named before anything is made', 
     'train',
   ])
   assert.equal(spec.users.unseen, 3)
+  const evaluation = { backend: 'vllm' }
+  assert.match(
+    await refusal({ spec: { evaluation } }),
+    /evaluation.backend vllm needs engine torch, not tfjs: leave it out, or train with --engine torch/,
+  )
+  const settings = { config: file({ spec: { evaluation } }), engine: 'torch' }
+  assert.equal((await readSettings(settings, parts)).spec.evaluation.backend, 'vllm')
 })
 
 test('a file that is missing or no JSON, an unknown preset and a bad name are one line each', async () => {

@@ -5,8 +5,10 @@ import { test } from 'node:test'
 
 import { z } from 'zod'
 
+import { sha256 } from '../infra/hash.ts'
 import { decodeParquet } from '../infra/parquet.ts'
 import { findEngine, type EngineProgram } from '../workers/engine.ts'
+import { loadCheckpoint } from '../workers/engines/tfjs/checkpoint.ts'
 import { scoredSchema } from '../workers/engines/tfjs/rows.ts'
 import { decodeSafetensors, encodeSafetensors } from '../workers/engines/tfjs/safetensors.ts'
 import {
@@ -22,6 +24,7 @@ import {
 } from './nano.ts'
 
 const splitSchema = rowSchema.extend({ split: z.string() })
+const fileSchema = z.object({ name: z.string(), sha256: z.string() })
 const manifestOf = (folder: string) =>
   JSON.parse(readFileSync(join(folder, 'manifest.json'), 'utf8'))
 
@@ -91,6 +94,31 @@ for (const name of ['tfjs', 'torch'] as const) {
     const other = await runEngine(there, trainSpec(there, { recipe: 'two', steps: 2 }), options)
     assert.equal(lossesOf(other.events).length, 2)
   })
+
+  test(
+    `${name}: a model above shardBytes is written as shards that hold the same`,
+    { skip },
+    async (t) => {
+      const found = []
+      for (const shardBytes of [undefined, 8000]) {
+        const spec = trainSpec(temporaryFolder(t), { steps: 2, shardBytes })
+        const { code, events } = await runEngine(spec.out.slice(0, -4), spec, options)
+        assert.equal(code, 0, JSON.stringify(events.at(-1)))
+        const { files } = z.object({ files: z.array(fileSchema) }).parse(manifestOf(spec.out))
+        for (const { name: file, sha256: digest } of files)
+          assert.equal(sha256(readFileSync(join(spec.out, file))), digest, file)
+        const shards = files.flatMap((file) => (/^model-.*-of-/.test(file.name) ? [file.name] : []))
+        const { weights } = await loadCheckpoint(spec.out)
+        found.push({ shards, weights })
+      }
+      const [whole, sharded] = found
+      const count = String(sharded!.shards.length).padStart(5, '0')
+      assert.deepEqual(whole!.shards, [])
+      assert.ok(sharded!.shards.length > 3)
+      assert.ok(sharded!.shards.every((file) => file.endsWith(`-of-${count}.safetensors`)))
+      assert.deepEqual(sharded!.weights, whole!.weights)
+    },
+  )
 
   test(
     `${name}: a sharded model is the whole one, and a lost shard is named`,

@@ -42,6 +42,11 @@ test('another judge of the evaluation changes the verdicts alone', () => {
   assert.deepEqual(changed(tiny, after), ['verdicts'])
 })
 
+test('another sampler changes the samples and their verdicts', () => {
+  const after = { ...tiny, evaluation: { ...tiny.evaluation, backend: 'vllm' as const } }
+  assert.deepEqual(changed(tiny, after), ['samples', 'verdicts'])
+})
+
 test('another seed changes every stage', () => {
   assert.deepEqual(changed(tiny, { ...tiny, seed: 1 }), [...stageNames])
 })

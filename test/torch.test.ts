@@ -218,6 +218,19 @@ test('what only torch can do is refused by tfjs in one line', async (t) => {
   assert.equal(code, 1)
   const last = events.at(-1)!
   assert.ok(last.event === 'error' && /torch needs the torch engine/.test(last.message))
+  const data = [writeRows(join(folder, 'rows.parquet'), reference.rows)]
+  const ask = {
+    v: 1,
+    command: 'sample',
+    checkpoint: tinyCheckpoint,
+    data,
+    out: join(folder, 'drawn'),
+  }
+  const how = { temperature: 0, maxNewTokens: 1, seed: 0, backend: 'vllm' }
+  const asked = await runEngine(folder, { ...ask, ...how })
+  const end = asked.events.at(-1)!
+  assert.equal(asked.code, 1)
+  assert.ok(end.event === 'error' && /backend vllm needs the torch engine/.test(end.message))
 })
 
 test('an engine that is not installed is one line with the command that installs it', () => {

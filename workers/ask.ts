@@ -38,6 +38,7 @@ const sampleFlags = z.object({
   temperature: z.number().min(0).max(2).default(0.7),
   topP: z.number().positive().max(1).default(1),
   maxNewTokens: z.int().positive().default(128),
+  backend: sampleSpecSchema.shape.backend,
 })
 const scoreFlags = z.object({ ...sharedShape, reference: z.string().optional() })
 type Shared = z.infer<typeof scoreFlags>
@@ -69,11 +70,11 @@ const marginSchema = z.strictObject({
 export async function sample(given: object): Promise<ExitCode> {
   const flags = readFlags(sampleFlags, given)
   return ask(flags, async ({ alone, rows, environment }) => {
-    const { draws, temperature, topP, maxNewTokens, seed } = flags
+    const { draws, temperature, topP, maxNewTokens, seed, backend } = flags
     const data = [await writeRows(alone, queryRowSchema, rows)]
     const checkpoint = await findCheckpoint(flags.checkpoint, environment)
     const out = join(alone.folder, 'drawn.parquet')
-    const settings = { draws, temperature, topP, maxNewTokens, seed }
+    const settings = { draws, temperature, topP, maxNewTokens, seed, backend }
     const spec = { v: 1, command: 'sample', checkpoint, data, out, ...settings }
     await alone.run(sampleSpecSchema.parse(spec))
     const byId = new Map(rows.map((row) => [row.id, row]))

@@ -134,7 +134,6 @@ function settle(file: File, flags: RunFlags, parts: readonly Part[]): RunConfig 
   }
   const spec = seed === undefined ? file.spec : { ...file.spec, seed }
   if (parts.some((part) => part !== 'generate') && !spec.training.model) scratchOf(spec)
-  if (parts.includes('evaluate')) foresee(spec, path ?? preset)
   const unknown = aliasesOf(spec, parts).find((alias) => !(alias in file.operations.models))
   if (unknown !== undefined) {
     const known = Object.keys(file.operations.models).join(', ')
@@ -144,7 +143,10 @@ function settle(file: File, flags: RunFlags, parts: readonly Part[]): RunConfig 
     )
   }
   const named = flags.engine === undefined ? undefined : readEngineName(flags.engine)
-  return settleEngine({ v: 1, run: run.data, spec, operations: file.operations }, named)
+  const settings: RunConfig = { v: 1, run: run.data, spec, operations: file.operations }
+  const config = settleEngine(settings, named)
+  if (parts.includes('evaluate')) foresee(config.spec, path ?? preset)
+  return config
 }
 
 /** What evaluation would refuse after hours of training is refused before. */

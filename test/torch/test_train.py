@@ -80,6 +80,20 @@ def test_losses_are_those_of_trl(engine, tmp_path, objective, loss_type):
     assert ours == pytest.approx(losses, abs=1e-5, rel=1e-6)
 
 
+def stop_after(monkeypatch, count: int) -> None:
+    """From now on a training is asked to stop once it has gone so many steps."""
+    steps = iter(range(1, 100))
+    asked = []
+    honest = training._step
+
+    def step(*arguments):
+        honest(*arguments)
+        asked.extend([True] * (next(steps) == count))
+
+    monkeypatch.setattr(training, "_step", step)
+    monkeypatch.setattr(training, "stop_requested", lambda: bool(asked))
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -95,16 +109,7 @@ def test_a_stopped_run_goes_on_to_the_very_result_of_an_unbroken_one(engine, tmp
     spec = train_spec(tmp_path, steps=6, saveEvery=4, schedule="cosine", warmupSteps=2, **changes)
     unbroken = losses_of(engine({**spec, "out": str(tmp_path / "calm")}))
     assert len(unbroken) == 6 and len(set(unbroken)) == 6
-    steps = iter(range(1, 100))
-    asked = []
-    honest = training._step
-
-    def step(*arguments):
-        honest(*arguments)
-        asked.extend([True] * (next(steps) == 3))
-
-    monkeypatch.setattr(training, "_step", step)
-    monkeypatch.setattr(training, "stop_requested", lambda: bool(asked))
+    stop_after(monkeypatch, 3)
     first = engine(spec)
     assert first[-1] == {"event": "preempted", "step": 3}
     assert not Path(spec["out"]).exists()

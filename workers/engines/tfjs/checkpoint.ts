@@ -34,17 +34,25 @@ const manifestSchema = z.object({
 })
 type Manifest = z.infer<typeof manifestSchema>
 
+/** What a checkpoint's manifest tells, and above how many bytes its weights lie in shards. */
+interface Written {
+  recipe: string
+  step: number
+  shardBytes: number
+  evalLoss?: number
+}
+
 /** Writes a checkpoint folder whole or not at all, replacing what was there. Its manifest comes last. */
 export async function saveCheckpoint(
   folder: string,
   checkpoint: Checkpoint,
-  of: { recipe: string; step: number; progress?: Progress; evalLoss?: number },
+  of: Written & { progress?: Progress },
 ): Promise<void> {
-  const { recipe, step, progress, evalLoss } = of
+  const { recipe, step, shardBytes, progress, evalLoss } = of
   const files: Record<string, string | Uint8Array> = {
     ...configFiles(checkpoint.config, checkpoint.tokenizer.endId),
     ...checkpoint.tokenizer.files,
-    'model.safetensors': encodeSafetensors(toHub(checkpoint.config, checkpoint.weights)),
+    ...weightsIn(toHub(checkpoint.config, checkpoint.weights), shardBytes),
   }
   if (progress) files['optimizer.safetensors'] = encodeSafetensors(momentTensors(progress))
   const manifest: Manifest = {
@@ -92,6 +100,32 @@ export async function loadCheckpoint(folder: string): Promise<Checkpoint> {
       'tokenizer.json': await readText(read('tokenizer.json')),
       'tokenizer_config.json': await readText(read('tokenizer_config.json')),
     }),
+  }
+}
+
+/** One file or, above `limit` bytes, shards and their index, named and cut as Hugging Face does. */
+function weightsIn(tensors: NamedTensor[], limit: number): Record<string, string | Uint8Array> {
+  const shards: NamedTensor[][] = [[]]
+  let room = limit
+  for (const tensor of tensors) {
+    if (shards.at(-1)!.length > 0 && tensor.values.byteLength > room) {
+      shards.push([])
+      room = limit
+    }
+    shards.at(-1)!.push(tensor)
+    room -= tensor.values.byteLength
+  }
+  if (shards.length === 1) return { 'model.safetensors': encodeSafetensors(tensors) }
+  const pad = (count: number) => String(count).padStart(5, '0')
+  const named = shards.map((shard, i): [string, NamedTensor[]] => {
+    return [`model-${pad(i + 1)}-of-${pad(shards.length)}.safetensors`, shard]
+  })
+  const places = named.flatMap(([file, shard]) => shard.map(({ name }) => [name, file]))
+  const size = tensors.reduce((sum, { values }) => sum + values.byteLength, 0)
+  const index = { metadata: { total_size: size }, weight_map: Object.fromEntries(places) }
+  return {
+    ...Object.fromEntries(named.map(([file, shard]) => [file, encodeSafetensors(shard)])),
+    'model.safetensors.index.json': JSON.stringify(index, null, 2),
   }
 }
 

@@ -75,6 +75,11 @@ function readSpec(command: string | undefined, path: string | undefined): Engine
   }
   if ('precision' in spec && spec.precision !== 'float32')
     throw new FspoError('BadSpec', `${path}: precision ${spec.precision} needs the torch engine`)
+  if (spec.command === 'sample' && spec.backend)
+    throw new FspoError(
+      'BadSpec',
+      `${path}: backend ${spec.backend} needs the torch engine: leave it out`,
+    )
   if (spec.command !== 'train') return spec
   const foreign = (['labelSmoothing', 'both', 'torch'] as const).find((field) => spec[field])
   if (foreign)

@@ -117,7 +117,12 @@ async function steps(run: Run, from: number): Promise<boolean> {
       savedAt = performance.now()
     }
   }
-  const of = { recipe: run.recipe, step: spec.steps, ...evaluated }
+  const of = {
+    recipe: run.recipe,
+    step: spec.steps,
+    shardBytes: spec.shardBytes,
+    ...evaluated,
+  }
   await saveCheckpoint(spec.out, finished(run), of)
   await dropOthers(spec.out, of)
   return true
@@ -257,7 +262,8 @@ async function saveProgress(run: Run, done: number, evaluated?: { evalLoss: numb
   const path = `${spec.out}.work/step-${String(done).padStart(6, '0')}`
   if ((await describeFolder(path))?.recipe !== recipe) {
     const progress = { step: done, ...run.adam.moments() }
-    await saveCheckpoint(path, finished(run), { recipe, step: done, progress, ...evaluated })
+    const of = { recipe, step: done, shardBytes: spec.shardBytes, progress, ...evaluated }
+    await saveCheckpoint(path, finished(run), of)
   }
   await dropOld(`${spec.out}.work`)
   emit({ event: 'ckpt', step: done, path })
@@ -272,7 +278,8 @@ function finished({ checkpoint, adam }: Run): Checkpoint {
 
 /** Everything that decides the result. Where it is written and how often it is saved does not. */
 function recipeOf(spec: TrainSpec): string {
-  const { out: _out, saveEvery: _every, saveSeconds: _seconds, halved: _halved, ...recipe } = spec
+  const { out: _out, halved: _halved, shardBytes: _bytes, ...settings } = spec
+  const { saveEvery: _every, saveSeconds: _seconds, ...recipe } = settings
   return spec.recipe ?? sha256(canonicalJson(recipe))
 }
 

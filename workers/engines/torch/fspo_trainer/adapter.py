@@ -4,9 +4,17 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 
+from .checkpoint import part_of, plain_parts
+from .folder import Part
 
-def add_adapter(model, lora: dict, seed: int) -> None:
-    """Puts an adapter on every linear layer but the head; everything else is frozen."""
+
+def add_adapter(model, lora: dict, seed: int, device: torch.device = torch.device("cpu")) -> None:
+    """Puts an adapter on every linear layer but the head; everything else is frozen, on the device in 4 bits where the
+    base is nf4."""
+    if "base" in lora:
+        from .quantized import quantize
+
+        quantize(model, device)
     config = LoraConfig(
         r=lora["rank"],
         lora_alpha=lora["alpha"],
@@ -19,25 +27,32 @@ def add_adapter(model, lora: dict, seed: int) -> None:
         parameter.requires_grad = "lora_" in name
 
 
-def adapter_state(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The adapter's part of a model's state."""
-    return {name: tensor for name, tensor in state.items() if "lora_" in name}
+def adapter_parts(parts: dict[str, Part]) -> dict[str, Part]:
+    """The adapter's part of a model."""
+    return {name: part for name, part in parts.items() if "lora_" in name}
 
 
-def merged_state(model, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A state with the adapter's products added to the weights, under the names of the model without it."""
+def merged_parts(model) -> dict[str, Part]:
+    """The weights with the adapter's products added, under the names of the model without it. To a quantised base's
+    weights as it computes with them, so that the merged model scores what the trained one did."""
     merged = {}
-    scales = {
-        name: module.scaling["default"]
-        for name, module in model.named_modules()
-        if isinstance(module, LoraLayer)
-    }
-    for name, tensor in state.items():
-        if "lora_" in name:
-            continue
-        layer, _, part = name.partition(".base_layer.")
-        if part == "weight":
-            a, b = (state[f"{layer}.lora_{side}.default.weight"] for side in "AB")
-            tensor = tensor + scales[layer] * (b @ a)
-        merged[name.replace(".base_layer.", ".")] = tensor.contiguous()
+    for name, part in plain_parts(model).items():
+        layer, _, rest = name.partition(".base_layer.")
+        if rest == "weight":
+            merged[f"{layer}.weight"] = _product(model.get_submodule(layer), part)
+        elif "lora_" not in name:
+            merged[name.replace(".base_layer.", ".")] = part
     return merged
+
+
+def _product(layer: LoraLayer, base: Part) -> Part:
+    if hasattr(layer.base_layer.weight, "quant_state"):
+        from .quantized import quantized_part
+
+        base = quantized_part(layer.base_layer)
+
+    def read() -> torch.Tensor:
+        a, b = (part_of(side["default"].weight).read() for side in (layer.lora_A, layer.lora_B))
+        return base.read() + layer.scaling["default"] * (b @ a)
+
+    return Part(base.count, base.dtype, read)

@@ -1,19 +1,16 @@
-"""Hugging Face checkpoint folders with a manifest: written whole or not at all, verified when read."""
+"""Models in Hugging Face folders: opened and verified, loaded, made from scratch, taken apart to be written."""
 
-import hashlib
 import json
-import math
-import os
-import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load as decode_safetensors, save as encode_safetensors
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from .errors import EngineError
+from .folder import File, Part, corrupt, read_manifest, read_verified, tensor_files, tensor_names, verify
 from .ranks import full_tensor
 from .seeds import Random
 from .tokens import Tokens, open_tokens
@@ -32,6 +29,15 @@ _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float64: 
 
 
 @dataclass
+class Opened:
+    """A verified folder, its weights not loaded. `extra` are the config files, by name."""
+
+    config: PretrainedConfig
+    tokens: Tokens
+    extra: dict[str, bytes]
+
+
+@dataclass
 class Checkpoint:
     """A model with all that its folder holds beside the weights. `extra` are the config files, by name."""
 
@@ -41,80 +47,24 @@ class Checkpoint:
 
     def context(self) -> int:
         """Longest row the model may see."""
-        config = self.model.config
-        window = config.sliding_window if _is_sliding(config) else None
-        return min(config.max_position_embeddings, window or config.max_position_embeddings)
+        return context_of(self.model.config)
 
 
-def read_manifest(folder: Path) -> dict | None:
-    """The folder's manifest; None where there is none. Raises EngineError 'CorruptCheckpoint'."""
-    path = folder / "manifest.json"
-    if not path.exists():
-        return None
-    try:
-        manifest = json.loads(path.read_text())
-        if manifest["v"] != 1:
-            raise ValueError
-        return {name: manifest[name] for name in ("v", "step", "recipe", "files")} | {
-            "evalLoss": manifest.get("evalLoss")
-        }
-    except (ValueError, KeyError, TypeError):
-        raise _corrupt(f"{path}: it is no checkpoint manifest") from None
+def context_of(config: PretrainedConfig) -> int:
+    """Longest row a model may see."""
+    window = config.sliding_window if _is_sliding(config) else None
+    return min(config.max_position_embeddings, window or config.max_position_embeddings)
 
 
-def write_folder(
-    folder: Path, files: dict[str, bytes], recipe: str, step: int, eval_loss: float | None = None
-) -> None:
-    """Writes a folder of files whole or not at all, replacing what was there. Its manifest comes last."""
-    temporary = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    entries = []
-    for name, content in files.items():
-        (temporary / name).write_bytes(content)
-        digest = hashlib.sha256(content).hexdigest()
-        entries.append({"name": name, "bytes": len(content), "sha256": digest})
-    manifest = {"v": 1, "step": step, "recipe": recipe, "files": entries}
-    if eval_loss is not None and math.isfinite(eval_loss):
-        manifest["evalLoss"] = eval_loss
-    (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2))
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
-
-
-def read_verified(folder: Path, name: str, manifest: dict | None) -> bytes:
-    """A file's bytes, as the manifest has them. Raises EngineError 'CorruptCheckpoint'."""
-    path = folder / name
-    if not path.exists():
-        raise _corrupt(f"{path} is missing")
-    content = path.read_bytes()
-    if manifest is not None:
-        wanted = next((one["sha256"] for one in manifest["files"] if one["name"] == name), None)
-        if wanted != hashlib.sha256(content).hexdigest():
-            raise _corrupt(f"{path} ({len(content)} bytes) is not what manifest.json says")
-    return content
-
-
-def read_tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
-    """The tensors of a verified safetensors file."""
-    try:
-        return decode_safetensors(read_verified(folder, name, read_manifest(folder)))
-    except SafetensorError as cause:
-        raise _corrupt(f"{folder / name}: {cause}") from cause
-
-
-def model_files(checkpoint: Checkpoint, state: dict[str, torch.Tensor]) -> dict[str, bytes]:
-    """The files of a finished checkpoint: a plain Hugging Face folder."""
-    dtype = next(iter(state.values())).dtype
+def model_files(checkpoint: Checkpoint, parts: dict[str, Part], limit: int) -> Iterator[File]:
+    """The files of a finished checkpoint, a plain Hugging Face folder: weights above `limit` bytes in shards."""
     config = json.loads(checkpoint.extra["config.json"])
     config.pop("torch_dtype", None)
-    config["dtype"] = _DTYPES[dtype]
-    return {
-        "config.json": json.dumps(config, indent=2).encode(),
-        **{name: content for name, content in checkpoint.extra.items() if name != "config.json"},
-        **checkpoint.tokens.files,
-        "model.safetensors": encode_safetensors(state, metadata={"format": "pt"}),
-    }
+    config["dtype"] = _DTYPES[next(iter(parts.values())).dtype]
+    yield "config.json", json.dumps(config, indent=2).encode()
+    yield from ((name, content) for name, content in checkpoint.extra.items() if name != "config.json")
+    yield from checkpoint.tokens.files.items()
+    yield from tensor_files("model", parts, limit)
 
 
 def tied_names(model) -> set[str]:
@@ -122,18 +72,28 @@ def tied_names(model) -> set[str]:
     return {"lm_head.weight"} if model.config.tie_word_embeddings else set()
 
 
-def plain_state(model) -> dict[str, torch.Tensor]:
-    """The parameters by their Hugging Face names, whole, a tied head left out. All ranks must ask."""
+def plain_parts(model) -> dict[str, Part]:
+    """The parameters by their Hugging Face names, a tied head left out."""
     tied = tied_names(model)
-    return {
-        name: full_tensor(tensor).detach().cpu().contiguous()
-        for name, tensor in model.state_dict().items()
-        if name not in tied
-    }
+    return {name: part_of(tensor) for name, tensor in model.state_dict().items() if name not in tied}
+
+
+def part_of(tensor: torch.Tensor) -> Part:
+    """A tensor to be written whole, wherever its shards lie. All ranks must read it."""
+    return Part(tensor.numel(), tensor.dtype, lambda: full_tensor(tensor).detach().cpu().contiguous())
 
 
 def load_checkpoint(folder: str, dtype: torch.dtype = torch.float32) -> Checkpoint:
-    """Reads and verifies a checkpoint folder; one without manifest (a model from elsewhere) is not hashed.
+    """Reads and verifies a checkpoint folder. Raises what `open_checkpoint` does."""
+    opened = open_checkpoint(folder)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, config=opened.config, dtype=dtype, attn_implementation="sdpa", local_files_only=True
+    )
+    return Checkpoint(model, opened.tokens, opened.extra)
+
+
+def open_checkpoint(folder: str) -> Opened:
+    """Verifies a checkpoint folder; one without manifest (a model from elsewhere) is not hashed.
 
     Raises EngineError 'MissingFile', or 'CorruptCheckpoint' naming file, field or tensor.
     """
@@ -141,8 +101,8 @@ def load_checkpoint(folder: str, dtype: torch.dtype = torch.float32) -> Checkpoi
     if not path.exists():
         raise EngineError("MissingFile", f"No checkpoint at {folder}: train the stage that makes it")
     manifest = read_manifest(path)
-    for name in _weight_files(path):
-        read_verified(path, name, manifest)
+    for name in tensor_names(path, "model", manifest):
+        verify(path, name, manifest)
     extra = {"config.json": read_verified(path, "config.json", manifest)}
     if (path / "generation_config.json").exists():
         extra["generation_config.json"] = read_verified(path, "generation_config.json", manifest)
@@ -152,10 +112,7 @@ def load_checkpoint(folder: str, dtype: torch.dtype = torch.float32) -> Checkpoi
             files[name] = read_verified(path, name, manifest)
     config = _read_config(path, extra["config.json"])
     _check_tensors(path, config)
-    model = AutoModelForCausalLM.from_pretrained(
-        path, config=config, dtype=dtype, attn_implementation="sdpa", local_files_only=True
-    )
-    return Checkpoint(model, open_tokens(files), extra)
+    return Opened(config, open_tokens(files), extra)
 
 
 def new_checkpoint(architecture: dict, tokens: Tokens, seed: int) -> Checkpoint:
@@ -206,7 +163,8 @@ def new_checkpoint(architecture: dict, tokens: Tokens, seed: int) -> Checkpoint:
 
 def weight_bytes(folder: str) -> int:
     """Size of a checkpoint's weights on disk."""
-    return sum((Path(folder) / name).stat().st_size for name in _weight_files(Path(folder)))
+    path = Path(folder)
+    return sum((path / name).stat().st_size for name in tensor_names(path, "model", None))
 
 
 def _draw_weights(model, seed: int) -> None:
@@ -243,7 +201,7 @@ def _read_config(folder: Path, content: bytes):
         given = json.loads(content)
         kind = given["model_type"]
     except (ValueError, KeyError, TypeError):
-        raise _corrupt(f"{path}: model_type: is missing") from None
+        raise corrupt(f"{path}: model_type: is missing") from None
     if kind not in MODEL_TYPES:
         raise EngineError(
             "CorruptCheckpoint",
@@ -258,27 +216,21 @@ def _check_tensors(folder: Path, config) -> None:
         model = AutoModelForCausalLM.from_config(config)
     tied = tied_names(model)
     shapes = {}
-    for name in _weight_files(folder):
+    names = tensor_names(folder, "model", None)
+    for name in names:
         try:
             with safe_open(folder / name, "pt") as file:
                 shapes |= {key: file.get_slice(key).get_shape() for key in file.keys()}
         except SafetensorError as cause:
-            raise _corrupt(f"{folder / name}: {cause}") from cause
-    path = folder / "model.safetensors"
+            raise corrupt(f"{folder / name}: {cause}") from cause
+    path = folder / (names[0] if len(names) == 1 else "model.safetensors.index.json")
     for name, tensor in model.state_dict().items():
         if name in tied:
             continue
         if name not in shapes:
-            raise _corrupt(f"{path}: tensor {name} is missing")
+            raise corrupt(f"{path}: tensor {name} is missing")
         if shapes[name] != list(tensor.shape):
-            raise _corrupt(f"{path}: tensor {name} has shape {shapes[name]}, not {list(tensor.shape)}")
-
-
-def _weight_files(folder: Path) -> list[str]:
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    return ["model.safetensors"]
+            raise corrupt(f"{path}: tensor {name} has shape {shapes[name]}, not {list(tensor.shape)}")
 
 
 def _is_sliding(config) -> bool:
@@ -286,9 +238,3 @@ def _is_sliding(config) -> bool:
     if kinds is not None:
         return "sliding_attention" in kinds
     return getattr(config, "sliding_window", None) is not None
-
-
-def _corrupt(what: str) -> EngineError:
-    return EngineError(
-        "CorruptCheckpoint", f"{what}: restore the checkpoint folder or train it again"
-    )

@@ -11,6 +11,7 @@ OBJECTIVES = ("lm", "pref_ft", "ipo_sum", "ipo_mean", "dpo")
 ATTENTIONS = ("sdpa2", "mask", "flex")
 USAGE = "python -m fspo_trainer <train|sample|score|describe> <spec.json>"
 _REQUIRED = object()
+_ABSENT = object()  # left out, so that recipes of before stay the same
 
 
 class _Invalid(Exception):
@@ -51,7 +52,7 @@ def read_spec(command: str | None, path: str | None) -> SimpleNamespace:
         raise EngineError("BadSpec", f"{path} is for {spec['command']}, not {command}")
     parsed = SimpleNamespace(**spec)
     if name == "train":
-        idle = ("out", "saveEvery", "saveSeconds", "halved", "recipe")
+        idle = ("out", "saveEvery", "saveSeconds", "shardBytes", "halved", "recipe")
         parsed.named_recipe = spec["recipe"]
         parsed.recipe = {key: value for key, value in spec.items() if key not in idle}
         parsed.torch = SimpleNamespace(**spec["torch"])
@@ -71,6 +72,8 @@ def _check_train(spec: dict) -> None:
         raise _Invalid("both", f"is for pref_ft, not {objective}: leave it out")
     if spec["torch"]["lora"] and "architecture" in spec["init"]:
         raise _Invalid("torch.lora", "adapts a checkpoint, and init is an architecture: leave it out")
+    if (spec["torch"]["lora"] or {}).get("base") and spec["torch"]["ranks"] > 1:
+        raise _Invalid("torch.lora.base", "runs in one process, and torch.ranks asks for more: leave one out")
 
 
 def _object(value, schema: dict, where: str) -> dict:
@@ -84,7 +87,8 @@ def _object(value, schema: dict, where: str) -> dict:
         if value.get(key) is None:
             if default is _REQUIRED:
                 raise _Invalid(f"{where}{key}", "is missing")
-            parsed[key] = default() if callable(default) else default
+            if default is not _ABSENT:
+                parsed[key] = default() if callable(default) else default
         else:
             parsed[key] = check(value[key], f"{where}{key}")
     return parsed
@@ -161,6 +165,7 @@ _LORA = {
     "rank": (_positive, 16),
     "alpha": (_positive, 32),
     "dropout": (_number(least=0, below=1), 0.0),
+    "base": (_one_of("nf4"), _ABSENT),
 }
 _TORCH = {
     "attention": (_one_of(*ATTENTIONS), "sdpa2"),
@@ -200,6 +205,7 @@ _SCHEMAS = {
         "seed": (_count, _REQUIRED),
         "saveEvery": (_positive, 1000),
         "saveSeconds": (_number(above=0), 300.0),
+        "shardBytes": (_positive, 5_000_000_000),
         "recipe": (_text, None),
         "halved": (_flag, False),
         "maxTokens": (_positive, _REQUIRED),
@@ -212,6 +218,7 @@ _SCHEMAS = {
         "data": (_texts(1), _REQUIRED),
         "out": (_text, _REQUIRED),
         "draws": (_positive, 1),
+        "backend": (_one_of("vllm"), None),
         "temperature": (_number(least=0), _REQUIRED),
         "topP": (_number(above=0, most=1), 1.0),
         "maxNewTokens": (_positive, _REQUIRED),

@@ -4,7 +4,9 @@ import math
 
 import torch
 
+from .checkpoint import part_of
 from .errors import EngineError
+from .folder import Part
 from .ranks import full_tensor, like_parameter
 
 
@@ -55,24 +57,24 @@ class Optimizer:
         self.inner.step()
         return {"grad_norm": norm, "learning_rate": rate}
 
-    def state(self) -> dict[str, torch.Tensor]:
-        """All state as `<kind>/<parameter>`. All ranks must ask."""
-        found = {}
-        for name, parameter in self.named.items():
-            for kind, value in self.inner.state.get(parameter, {}).items():
-                if isinstance(value, torch.Tensor):
-                    found[f"{kind}/{name}"] = full_tensor(value).detach().cpu().contiguous().clone()
-        return found
+    def parts(self) -> dict[str, Part]:
+        """All state as `<kind>/<parameter>`."""
+        return {
+            f"{kind}/{name}": part_of(value)
+            for name, parameter in self.named.items()
+            for kind, value in self.inner.state.get(parameter, {}).items()
+            if isinstance(value, torch.Tensor)
+        }
 
     def load(self, state: dict[str, torch.Tensor]) -> None:
-        """Takes up a saved state. Raises EngineError 'CorruptCheckpoint' naming what does not fit."""
+        """Takes up a saved state, or a part of it. Raises EngineError 'CorruptCheckpoint' naming what does not fit."""
         for key, value in state.items():
             kind, _, name = key.partition("/")
             parameter = self.named.get(name)
             if parameter is None or (value.ndim > 0 and value.shape != parameter.shape):
                 raise EngineError(
                     "CorruptCheckpoint",
-                    f"optimizer.safetensors: {key} does not fit the model: remove the .work folder",
+                    f"optimizer: {key} does not fit the model: remove the .work folder",
                 )
             placed = like_parameter(value, parameter) if value.ndim > 0 else value
             self.inner.state[parameter][kind] = placed

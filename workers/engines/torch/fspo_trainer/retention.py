@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from .checkpoint import read_manifest
+from .folder import read_manifest
 
 
 def resumable_folders(work: Path) -> list[Path]:

@@ -14,6 +14,7 @@ from .errors import EngineError
 from .events import emit, stop_requested
 from .seeds import Random, seed_of
 from .slots import Slots, cache_bytes
+from .tokens import Tokens
 
 CACHE_BYTES = 2**30  # of the rows generated together
 ROWS = 256
@@ -34,9 +35,13 @@ class Job:
 
 def sample(spec, device) -> bool:
     """Generates `draws` answers per row. Returns False when stopped."""
+    if spec.backend == "vllm":
+        from . import vllm
+
+        return vllm.sample(spec)
     checkpoint = load_checkpoint(spec.checkpoint)
     model = checkpoint.model.eval().to(device, getattr(torch, spec.precision))
-    jobs = read_jobs(spec, checkpoint)
+    jobs = read_jobs(spec, checkpoint.tokens, checkpoint.context())
     done = 0
     for batch in cut_batches(jobs, model, spec.maxNewTokens, spec.halved):
         if not generate(model, checkpoint.tokens, batch, spec, Progress(done, len(jobs))):
@@ -44,7 +49,7 @@ def sample(spec, device) -> bool:
             return False
         done += len(batch)
         emit("progress", done=done, total=len(jobs))
-    write_rows(spec.out, _OUTPUT, [answer(job, checkpoint.tokens) for job in jobs])
+    write_answers(spec.out, jobs, checkpoint.tokens)
     return True
 
 
@@ -60,9 +65,8 @@ class Progress:
             self.said = time.monotonic()
 
 
-def read_jobs(spec, checkpoint) -> list[Job]:
+def read_jobs(spec, tokens: Tokens, context: int) -> list[Job]:
     """The rows' draws. Raises EngineError 'BadRow' and 'RowsTooLong' naming the row."""
-    tokens, context = checkpoint.tokens, checkpoint.context()
     jobs = []
     for row in read_rows(spec.data, {"id": str, "prefix": str, "query": str}):
         prefix, query = tokens.encode(row["prefix"]), tokens.encode(row["query"])
@@ -125,8 +129,12 @@ def generate(model, tokens, jobs: list[Job], spec, progress: Progress) -> bool:
     return True
 
 
-def answer(job: Job, tokens) -> dict:
-    """What is written of a job: a token that ends an answer counts but is not text."""
+def write_answers(path: str, jobs: list[Job], tokens: Tokens) -> None:
+    """The finished jobs as Parquet: a token that ends an answer counts but is not text."""
+    write_rows(path, _OUTPUT, [_answer(job, tokens) for job in jobs])
+
+
+def _answer(job: Job, tokens: Tokens) -> dict:
     is_ended = job.ids[-1] in tokens.stop_ids
     text = tokens.decode(job.ids[:-1] if is_ended else job.ids)
     return {"id": job.id, "draw": job.draw, "text": text, "tokens": len(job.ids)}

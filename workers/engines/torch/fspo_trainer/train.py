@@ -7,28 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save as encode_safetensors
 
 from .attention import check_attention
-from .checkpoint import (
-    Checkpoint,
-    load_checkpoint,
-    model_files,
-    new_checkpoint,
-    plain_state,
-    read_manifest,
-    read_tensors,
-    write_folder,
-)
+from .checkpoint import Checkpoint, load_checkpoint, new_checkpoint
 from .contract import is_paired
 from .data import Dataset, Order, load_dataset, read_documents
 from .errors import EngineError
 from .events import emit, emit_metrics, stop_requested
+from .extras import require
+from .folder import read_manifest, read_tensors
 from .objective import Weighing, judge, split_accuracies, split_counts, step_count
 from .optimizer import Optimizer
 from .policy import Policy, adapter_off, score_trees, work_of
 from .ranks import Ranks
-from .retention import drop_old, drop_others, resumable_folders
+from .retention import resumable_folders
+from .saving import save_finished, save_progress
 from .seeds import canonical_json, seed_of
 from .tokens import learn_tokens
 from .tree import Tree, check_context, tokens_saved
@@ -55,6 +48,8 @@ def train(spec, ranks: Ranks) -> bool:
     if Path(spec.out).exists() and (read_manifest(Path(spec.out)) or {}).get("recipe") == recipe:
         return True
     check_attention(spec.torch.attention, ranks.device)
+    if spec.torch.lora and "base" in spec.torch.lora:
+        require("bitsandbytes", "torch.lora.base nf4")
     resumed = newest(spec, recipe, ranks)
     checkpoint = _start(spec, resumed)
     check_context(spec.maxTokens, checkpoint.context())
@@ -69,7 +64,7 @@ def train(spec, ranks: Ranks) -> bool:
     )
     done = read_manifest(resumed)["step"] if resumed else 0
     if spec.torch.lora:
-        _adapt(checkpoint.model, spec, resumed)
+        _adapt(checkpoint.model, spec, resumed, ranks.device)
     policy = ranks.wrap(_policy(checkpoint.model, spec))
     reference = _reference(spec, policy, ranks)
     order = Order(len(data.units), spec.batch, spec.seed)
@@ -79,7 +74,8 @@ def train(spec, ranks: Ranks) -> bool:
         return False
     optimizer = Optimizer(policy.model, spec)
     if resumed:
-        optimizer.load(read_tensors(resumed, "optimizer.safetensors"))
+        for state in read_tensors(resumed, "optimizer"):
+            optimizer.load(state)
     live = reference if spec.torch.reference == "live" else None
     run = Run(spec, recipe, ranks, checkpoint, policy, live, optimizer, data, eval_units)
     return _steps(run, done)
@@ -116,12 +112,13 @@ def _start(spec, resumed: Path | None) -> Checkpoint:
     return new_checkpoint(architecture, tokens, spec.seed)
 
 
-def _adapt(model, spec, resumed: Path | None) -> None:
+def _adapt(model, spec, resumed: Path | None, device: torch.device) -> None:
     from .adapter import add_adapter
 
-    add_adapter(model, spec.torch.lora, spec.seed)
+    add_adapter(model, spec.torch.lora, spec.seed, device)
     if resumed:
-        model.load_state_dict(read_tensors(resumed, "adapter.safetensors"), strict=False)
+        for state in read_tensors(resumed, "adapter"):
+            model.load_state_dict(state, strict=False)
 
 
 def _policy(model, spec) -> Policy:
@@ -191,7 +188,7 @@ def _steps(run: Run, done: int) -> bool:
     saved = time.monotonic()
     while done < spec.steps:
         if run.ranks.any(stop_requested()):
-            _save_progress(run, done, evaluated)
+            save_progress(run, done, evaluated)
             emit("preempted", step=done)
             return False
         _step(run, done, [tree for i in order.at(done) for tree in units[i]])
@@ -200,9 +197,9 @@ def _steps(run: Run, done: int) -> bool:
         evaluated = _emit_eval(run, done) if is_turn else None
         is_due = done % spec.saveEvery == 0 or time.monotonic() - saved >= spec.saveSeconds
         if run.ranks.any(is_due) and done < spec.steps:
-            _save_progress(run, done, evaluated)
+            save_progress(run, done, evaluated)
             saved = time.monotonic()
-    _save_finished(run, evaluated)
+    save_finished(run, evaluated)
     return True
 
 
@@ -257,41 +254,3 @@ def _emit_eval(run: Run, done: int) -> float:
     named = {f"eval_{name}": value for name, value in {"loss": loss, **metrics}.items()}
     emit_metrics("eval", named, step=done)
     return loss
-
-
-def _save_progress(run: Run, done: int, evaluated: float | None) -> None:
-    """A resumable checkpoint; the two newest are kept, and the best on held-out pairs."""
-    work = Path(f"{run.spec.out}.work")
-    path = work / f"step-{done:06d}"
-    is_there = path.exists() and (read_manifest(path) or {}).get("recipe") == run.recipe
-    if not run.ranks.any(is_there):
-        state = plain_state(run.policy.model)
-        moments = run.optimizer.state()
-        if run.ranks.rank == 0:
-            files = {**_weights(run, state), "optimizer.safetensors": encode_safetensors(moments)}
-            write_folder(path, files, run.recipe, done, evaluated)
-    if run.ranks.rank == 0:
-        drop_old(work)
-    run.ranks.barrier()
-    emit("ckpt", step=done, path=str(path))
-
-
-def _weights(run: Run, state: dict[str, torch.Tensor]) -> dict[str, bytes]:
-    if not run.spec.torch.lora:
-        return model_files(run.checkpoint, state)
-    from .adapter import adapter_state
-
-    return {"adapter.safetensors": encode_safetensors(adapter_state(state))}
-
-
-def _save_finished(run: Run, evaluated: float | None) -> None:
-    state = plain_state(run.policy.model)
-    if run.spec.torch.lora:
-        from .adapter import merged_state
-
-        state = merged_state(run.policy.model, state)
-    if run.ranks.rank == 0:
-        files = model_files(run.checkpoint, state)
-        write_folder(Path(run.spec.out), files, run.recipe, run.spec.steps, evaluated)
-        drop_others(run.spec.out, evaluated)
-    run.ranks.barrier()
