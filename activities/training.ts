@@ -1,6 +1,7 @@
 import { FspoError } from '../infra/errors.ts'
 import { seedOf } from '../infra/random.ts'
 import { trainSpecSchema, type TrainSpec } from './contract.ts'
+import { describedEpisodes, descriptionsVersion } from './descriptions.ts'
 import { documents, documentSchema, documentsVersion } from './documents.ts'
 import {
   episodeSchema,
@@ -11,9 +12,9 @@ import {
 } from './records.ts'
 import { specialTokens } from './render.ts'
 import { scratchOf, type Spec } from './spec.ts'
-import type { EngineContext, EngineStage, StageName } from './stage.ts'
+import type { EngineContext, EngineStage } from './stage.ts'
 
-type Phase = 'base' | 'prefFt' | 'pooled' | 'fspo'
+type Phase = 'base' | 'prefFt' | 'pooled' | 'fspo' | 'rat'
 
 /**
  * Stage `base`: what knows the language and no user. The checkpoint that the run starts from, as it is; or a nano Llama
@@ -80,7 +81,7 @@ export const pooled: EngineStage<never> = {
   async run(context) {
     return train(context, {
       ...optimizerOf(context.spec, 'pooled'),
-      ...(await ipo(context, 'base', 'pooled')),
+      ...ipo(context, await context.checkpoint('base'), await startOf(context, 'pooled')),
       data: [await writeEpisodes(context, pooledEpisodes)],
     })
   },
@@ -96,8 +97,34 @@ export const fspo: EngineStage<never> = {
   async run(context) {
     return train(context, {
       ...optimizerOf(context.spec, 'fspo'),
-      ...(await ipo(context, 'pref-ft', 'fspo')),
+      ...ipo(context, await context.checkpoint('pref-ft'), await startOf(context, 'fspo')),
       data: [await writeEpisodes(context, trainingEpisodes)],
+    })
+  },
+}
+
+/**
+ * Stage `rat` (the paper's RAT, COT in its first version): IPO on a description of the user given the shots, and on
+ * answers given shots and gold description, against Pref-FT; `sftWeight` teaches what a description is. It goes on from
+ * FSPO, which tells users apart already; the paper's COT trains both at once from Pref-FT. Only gold descriptions are
+ * compared: the second version's pairs of sampled ones are not there yet.
+ */
+export const rat: EngineStage<never> = {
+  kind: 'engine',
+  name: 'rat',
+  queue: 'fspo-gpu',
+  reads: ['personas', 'episodes', 'pref-ft', 'fspo'],
+  content: (spec) => ({ ...contentOf(spec, 'rat'), descriptionsVersion }),
+  async run(context) {
+    const { spec } = context
+    return train(context, {
+      ...optimizerOf(spec, 'rat'),
+      ...ipo(context, await context.checkpoint('pref-ft'), await context.checkpoint('fspo')),
+      data: [
+        await writeEpisodes(context, (episodes, personas) =>
+          describedEpisodes(trainingEpisodes(episodes, personas), { spec, personas }),
+        ),
+      ],
     })
   },
 }
@@ -135,20 +162,17 @@ async function writeEpisodes(
   return context.writeRows('episodes.parquet', episodeSchema, select(episodes, personas))
 }
 
-/**
- * Policy and reference both start from `from` (paper A.3), so the first margin is exactly 0; a night's
- * policy goes on from the model of an earlier night, against the same reference.
- */
-async function ipo(context: EngineContext, from: StageName, phase: 'pooled' | 'fspo') {
-  const reference = await context.checkpoint(from)
+/** Policy and reference start from one checkpoint (paper A.3), so the first margin is exactly 0, unless a start is given. */
+function ipo({ spec }: EngineContext, reference: string, start = reference) {
+  const { beta, sftWeight } = spec.training
+  const objective = 'ipo_sum' as const
+  return { objective, init: { checkpoint: start }, reference, beta, sftWeight }
+}
+
+/** A night's policy goes on from the model of an earlier night, against the same reference as that. */
+async function startOf(context: EngineContext, phase: 'pooled' | 'fspo') {
   const start = context.spec.night?.start?.[phase]
-  return {
-    objective: 'ipo_sum' as const,
-    init: { checkpoint: start ? await context.checkpoint(phase, start) : reference },
-    reference,
-    beta: context.spec.training.beta,
-    sftWeight: context.spec.training.sftWeight,
-  }
+  return start && context.checkpoint(phase, start)
 }
 
 type Task = Pick<TrainSpec, 'objective' | 'init' | 'reference' | 'beta' | 'data'> &
@@ -163,7 +187,7 @@ async function train(context: EngineContext, task: Task): Promise<{ checkpoint: 
 
 function optimizerOf(spec: Spec, phase: Phase) {
   const { steps, batch, learningRate, warmupSteps } =
-    phase === 'base' ? scratchOf(spec).base : spec.training[phase]
+    phase === 'base' ? scratchOf(spec).base : spec.training[phase]! // rat runs where it is there
   const { clip, maxTokens, torch } = spec.training
   const seed = seedOf(spec.seed, phase)
   const schedule = 'cosine' as const
@@ -180,6 +204,6 @@ function contentOf(spec: Spec, phase: Phase) {
   const shared = { v: 2, phase: spec.training[phase], clip, maxTokens, ...other }
   if (phase === 'base') return { ...shared, architecture }
   if (phase === 'prefFt') return shared
-  const start = spec.night?.start?.[phase]
+  const start = phase === 'rat' ? undefined : spec.night?.start?.[phase]
   return { ...shared, beta, sftWeight, objective: 'ipo_sum', ...(start && { start }) }
 }
