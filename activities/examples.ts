@@ -27,7 +27,7 @@ export function chooseExamples(of: {
   count?: number
 }): Report['examples'] {
   const { spec, outcomes, descriptions, count = 10 } = of
-  const { items } = planEvaluation(of)
+  const items = descriptions ? planEvaluation(of).items : []
   const there = outcomes.filter((outcome) => isHeadline(outcome) && shown.includes(outcome.system))
   const people = new Map(of.personas.map((persona) => [persona.id, persona]))
   const prompts = new Map(of.questions.map(({ id, text }) => [id, text]))

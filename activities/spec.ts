@@ -88,7 +88,8 @@ export const specSchema = z.strictObject({
     fspo: phaseSchema,
     // The paper's RAT (COT in its first version), after fspo: answers in two steps, a description of the user first.
     // Without: no such stages, and no system FSPO + RAT in the report.
-    rat: phaseSchema.optional(),
+    // `prefFt`: gold descriptions alone first, which a model from scratch must learn to write.
+    rat: phaseSchema.extend({ prefFt: phaseSchema.optional() }).optional(),
   }),
   evaluation: z.strictObject({
     judge: z.string(),

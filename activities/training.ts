@@ -10,7 +10,7 @@ import {
   type Question,
   type Response,
 } from './records.ts'
-import { specialTokens } from './render.ts'
+import { descriptionQuery, specialTokens } from './render.ts'
 import { scratchOf, type Spec } from './spec.ts'
 import type { EngineContext, EngineStage } from './stage.ts'
 
@@ -105,9 +105,9 @@ export const fspo: EngineStage<never> = {
 
 /**
  * Stage `rat` (the paper's RAT, COT in its first version): IPO on a description of the user given the shots, and on
- * answers given shots and gold description, against Pref-FT; `sftWeight` teaches what a description is. It goes on from
- * FSPO, which tells users apart already; the paper's COT trains both at once from Pref-FT. Only gold descriptions are
- * compared: the second version's pairs of sampled ones are not there yet.
+ * answers given shots and gold description, against Pref-FT; with `rat.prefFt`, Pref-FT on the gold descriptions before.
+ * It goes on from FSPO, which tells users apart already; the paper's COT trains both at once from Pref-FT. Only gold
+ * descriptions are compared: the second version's pairs of sampled ones are not there yet.
  */
 export const rat: EngineStage<never> = {
   kind: 'engine',
@@ -117,16 +117,34 @@ export const rat: EngineStage<never> = {
   content: (spec) => ({ ...contentOf(spec, 'rat'), descriptionsVersion }),
   async run(context) {
     const { spec } = context
+    const [episodes, personas] = await Promise.all([
+      context.rows<Episode>('episodes'),
+      context.rows<Persona>('personas'),
+    ])
+    const rows = describedEpisodes(trainingEpisodes(episodes, personas), { spec, personas })
+    const start = await teach(context, rows)
     return train(context, {
       ...optimizerOf(spec, 'rat'),
-      ...ipo(context, await context.checkpoint('pref-ft'), await context.checkpoint('fspo')),
-      data: [
-        await writeEpisodes(context, (episodes, personas) =>
-          describedEpisodes(trainingEpisodes(episodes, personas), { spec, personas }),
-        ),
-      ],
+      ...ipo(context, await context.checkpoint('pref-ft'), start),
+      data: [await context.writeRows('episodes.parquet', episodeSchema, rows)],
     })
   },
+}
+
+/** FSPO, or what Pref-FT on descriptions alone makes of it. */
+async function teach(context: EngineContext, rows: Episode[]): Promise<string> {
+  const start = await context.checkpoint('fspo')
+  const { prefFt } = context.spec.training.rat ?? {}
+  if (!prefFt) return start
+  const told = rows.filter(({ query }) => query === descriptionQuery)
+  const task = {
+    ...optimizerOf(context.spec, 'rat'),
+    ...prefFt,
+    objective: 'pref_ft' as const,
+    init: { checkpoint: start },
+    data: [await context.writeRows('descriptions.parquet', episodeSchema, told)],
+  }
+  return (await train(context, task, 'taught')).checkpoint
 }
 
 /**
@@ -179,8 +197,12 @@ type Task = Pick<TrainSpec, 'objective' | 'init' | 'reference' | 'beta' | 'data'
   Partial<Pick<TrainSpec, 'sftWeight'>> &
   ReturnType<typeof optimizerOf>
 
-async function train(context: EngineContext, task: Task): Promise<{ checkpoint: string }> {
-  const out = `${context.folder}/checkpoint`
+async function train(
+  context: EngineContext,
+  task: Task,
+  name = 'checkpoint',
+): Promise<{ checkpoint: string }> {
+  const out = `${context.folder}/${name}`
   await context.engine(trainSpecSchema.parse({ v: 1, command: 'train', out, ...task }))
   return { checkpoint: out }
 }

@@ -164,6 +164,29 @@ test('RAT goes on from FSPO against Pref-FT, on training users and their own wor
   await assert.rejects(other.runEngine(rat), { type: 'LeakedUser' })
 })
 
+test('with rat.prefFt, descriptions alone are learnt first, and IPO goes on from there', async () => {
+  const prefFt = { steps: 3, batch: 1, learningRate: 1e-3, warmupSteps: 0 }
+  const training = { ...spec.training, rat: { ...phase, prefFt } }
+  const stand = createStandIn({ chain, spec: { ...spec, training } })
+  await stand.runEngine(rat)
+  const [first, second] = stand.record.specs
+  assert.ok(first?.command === 'train' && second?.command === 'train')
+  assert.deepEqual(
+    [first.objective, first.init, first.reference, first.steps, first.learningRate],
+    ['pref_ft', { checkpoint: 'fspo' }, undefined, 3, 1e-3],
+  )
+  assert.deepEqual(
+    [second.init, second.reference, second.steps],
+    [{ checkpoint: first.out }, 'pref-ft', 6],
+  )
+  const taught = stand.record.files.get(first.data[0]!) as Episode[]
+  const all = stand.record.files.get(second.data[0]!) as Episode[]
+  assert.deepEqual(
+    taught,
+    all.filter(({ query }) => query === '## User Description\n'),
+  )
+})
+
 test('no hidden weight is in what is trained on, sampled or kept', () => {
   const rows = episodesOf().rows.map(({ query, chosen }) => query + chosen)
   const said = JSON.stringify([rows, made.rows.descriptions])
