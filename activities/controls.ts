@@ -11,7 +11,7 @@ import {
   type Scales,
 } from './measures.ts'
 import { headline, isHeadline } from './plan.ts'
-import type { Persona, Preference, Verdict } from './records.ts'
+import type { Description, Persona, Preference, Verdict } from './records.ts'
 import { likesOf, type Score } from './scores.ts'
 import type { Spec } from './spec.ts'
 import { curveName, systemNames } from './systems.ts'
@@ -103,6 +103,26 @@ function fspoMeasures(scales: Scales, system: string) {
     utility: measured(scales, { system, cell: headline, measure: 'utility' }),
     accuracy: measured(scales, { system, cell: headline, measure: 'accuracy' }),
   }
+}
+
+/**
+ * How well RAT's sampled descriptions tell users apart, without a judge: per cent that agree with the user's own
+ * traits on more axes of taste than with the stranger's (as many: half), and per cent of axes told rightly. A text
+ * that does not depend on the user gets about 50 of the former. Clustered by user, whose shot sets are described apart.
+ */
+export function descriptionAccuracy(rows: Description[], bootstrap: Bootstrap) {
+  return (['unseen', 'seen'] as const).map((users) => {
+    const there = rows.filter(({ split }) => (split === 'unseen') === (users === 'unseen'))
+    const share = (value: (row: Description) => number) =>
+      figureOf(
+        bootstrap.estimate(there.map((row) => ({ cluster: row.user, value: 100 * value(row) }))),
+      )
+    return {
+      users,
+      closer: share(({ own, other }) => 0.5 + 0.5 * Math.sign(own - other)),
+      axes: share(({ own, axes }) => own / axes),
+    }
+  })
 }
 
 /** How much of the way from base to the oracle FSPO goes in true utility, in percent. */

@@ -1,8 +1,8 @@
 import { createRandom, seedOf } from '../infra/random.ts'
 import type { Report } from './findings.ts'
 import type { Outcome } from './measures.ts'
-import { isHeadline } from './plan.ts'
-import type { Persona, Question } from './records.ts'
+import { isHeadline, planEvaluation } from './plan.ts'
+import type { Description, Persona, Preference, Question } from './records.ts'
 import type { Spec } from './spec.ts'
 import { systemNames } from './systems.ts'
 import { userOf } from './truth.ts'
@@ -12,6 +12,7 @@ const shown: string[] = [
   systemNames.prompt,
   systemNames.pooled,
   systemNames.fspo,
+  systemNames.rat,
   systemNames.oracle,
 ]
 
@@ -20,10 +21,13 @@ export function chooseExamples(of: {
   spec: Spec
   personas: Persona[]
   questions: Question[]
+  preferences: Preference[]
+  descriptions?: Description[]
   outcomes: Outcome[]
   count?: number
 }): Report['examples'] {
-  const { spec, outcomes, count = 10 } = of
+  const { spec, outcomes, descriptions, count = 10 } = of
+  const items = descriptions ? planEvaluation(of).items : []
   const there = outcomes.filter((outcome) => isHeadline(outcome) && shown.includes(outcome.system))
   const people = new Map(of.personas.map((persona) => [persona.id, persona]))
   const prompts = new Map(of.questions.map(({ id, text }) => [id, text]))
@@ -35,9 +39,14 @@ export function chooseExamples(of: {
     .map((user) => {
       const own = there.filter((outcome) => outcome.user === user)
       const question = random.pick([...new Set(own.map((outcome) => outcome.question))])
+      const item = items.find(
+        ({ subject, question: { id } }) => subject.user.id === user && id === question,
+      )
+      const told = descriptions?.find((row) => row.user === user && row.set === item?.set)
       return {
         taste: userOf(spec, people.get(user)!).combination,
         question: prompts.get(question)!,
+        ...(told && { description: told.text }),
         answers: own
           .filter((outcome) => outcome.question === question)
           .map(({ system, text, utility }) => ({ system, text, utility })),

@@ -86,6 +86,10 @@ export const reportSchema = z.strictObject({
       known: z.strictObject(measuresShape), // unseen users of trained combinations
     }),
     oracleGap: figureSchema,
+    // RAT's sampled descriptions by side of their users; only of runs that have them.
+    descriptions: z
+      .array(z.strictObject({ users: side, closer: figureSchema, axes: figureSchema }))
+      .optional(),
     // Shares of sampled texts; base tells what chance alone gives.
     leakage: z
       .array(z.strictObject({ system: z.string(), digits: intervalSchema, prompt: intervalSchema }))
@@ -118,6 +122,7 @@ export const reportSchema = z.strictObject({
     z.strictObject({
       taste: z.string(),
       question: z.string(),
+      description: z.string().optional(), // that RAT's answer was given
       answers: z.array(
         z.strictObject({ system: z.string(), text: z.string(), utility: z.number() }),
       ),

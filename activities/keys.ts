@@ -1,6 +1,6 @@
 import { canonicalJson, sha256 } from '../infra/hash.ts'
 import type { Spec } from './spec.ts'
-import type { EngineStage, ItemStage, StageName } from './stage.ts'
+import { stagesOf, type EngineStage, type ItemStage, type StageName } from './stage.ts'
 
 export type Stage = ItemStage<unknown, unknown> | EngineStage<unknown>
 export type StageTable = Record<StageName, Stage>
@@ -30,7 +30,7 @@ export function versionKey(
   function keyOf(one: StageName): string {
     const same = known.get(one)
     if (same !== undefined) return same
-    const first = pinOf(spec, one) ?? hash(table[one], spec, table[one].reads.map(keyOf))
+    const first = pinOf(spec, one) ?? hash(table[one], spec, readsOf(table[one], spec).map(keyOf))
     const newer = versions[one]
     const key = newer?.from === first ? newer.key : first
     known.set(one, key)
@@ -38,6 +38,12 @@ export function versionKey(
   }
 
   return keyOf(name)
+}
+
+/** The stages that a stage reads in runs of a spec. */
+export function readsOf({ reads }: Pick<Stage, 'reads'>, spec: Spec): StageName[] {
+  const there = stagesOf(spec)
+  return reads.filter((name) => there.includes(name))
 }
 
 /** The key of an earlier night's stage that is taken as it is. */

@@ -36,7 +36,7 @@ disagree, or the texts are equal, it is a tie and counts half (the paper drops s
 win rate and true utility need no judge: the measurable user's own taste decides; utility is in standard \
 deviations above the mean of the training questions' answers. Accuracy: per cent of held-out pairs that the \
 implicit reward, log pi / reference, ranks as the user truly does (references: few-shot prompt, base with shots \
-against base without; pooled IPO and Pref-FT against base; FSPO against Pref-FT). Intervals: 95 %, ${spec.evaluation.resamples} \
+against base without; pooled IPO and Pref-FT against base; FSPO${spec.training.rat ? ' and RAT' : ''} against Pref-FT). Intervals: 95 %, ${spec.evaluation.resamples} \
 bootstrap resamples of whole users, tails widened for few users. The design effect says how much the answers of \
 one user resemble each other: items divided by it are worth that many independent ones.`
 }
@@ -144,7 +144,26 @@ true utility) in true utility.
 
 Sampled texts with a digit, and with a heading like the prompt's or eight words in a row of the user's shots (base is shown none of them: what it has is chance):
 
-${markdownTable([['system', 'digits %', 'prompt %'], ...leakage.map(({ system, digits, prompt }) => [system, showInterval(digits), showInterval(prompt)])])}`
+${markdownTable([['system', 'digits %', 'prompt %'], ...leakage.map(({ system, digits, prompt }) => [system, showInterval(digits), showInterval(prompt)])])}${describing(controls)}`
+}
+
+/** Of runs with RAT: whether what it says of users is theirs. */
+function describing({ descriptions }: Report['controls']): string {
+  if (!descriptions) return ''
+  const rows = descriptions.map(({ users, closer, axes }) => [
+    users,
+    showInterval(closer),
+    showInterval(axes),
+    `${closer.n.users} / ${closer.n.items}`,
+  ])
+  const head = ['users', 'closer to the user %', 'axes right %', 'users / descriptions']
+  return `
+
+RAT answers in two steps, a sampled description of the user first. A description is closer to its user when it agrees \
+with the user's traits on more axes of taste than with a stranger's, as many counting half: one that ignores the shots \
+gets about 50. An axis is told by the words that only one of its two traits has.
+
+${markdownTable([head, ...rows])}`
 }
 
 function judgeOf({ judge }: Report): string {
@@ -186,13 +205,14 @@ ${markdownTable([head, ...rows])}`
 }
 
 function examplesOf({ examples }: Report): string {
-  const blocks = examples.map(({ taste, question, answers }) => {
+  const blocks = examples.map(({ taste, question, description, answers }) => {
     const rows = answers.map(({ system, text, utility }) => [
       system,
       showNumber(utility, 2),
       text.replace(/\s+/g, ' '),
     ])
-    return `A user of taste ${taste} asks: ${question}\n\n${markdownTable([['system', 'true utility', 'answer'], ...rows])}`
+    const told = description === undefined ? '' : `\n\nRAT says of them: ${description || '-'}`
+    return `A user of taste ${taste} asks: ${question}${told}\n\n${markdownTable([['system', 'true utility', 'answer'], ...rows])}`
   })
   return `## Answers, chosen by the seed\n\n${blocks.join('\n\n')}`
 }

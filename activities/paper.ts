@@ -13,7 +13,7 @@ export const paperReviews: {
   { system: systemNames.prompt, fourShots: [66.6, 61.9], eightShots: [69.1, 59.1] },
   { system: systemNames.prefFt, fourShots: [66.5, 66.1], eightShots: [65.6, 70.7] },
   { system: systemNames.fspo, fourShots: [78.4, 71.3], eightShots: [80.4, 73.6] },
-  { system: 'FSPO + RAT', fourShots: null, eightShots: [92.3, 84.6] },
+  { system: systemNames.rat, fourShots: null, eightShots: [92.3, 84.6] },
 ]
 
 /** What must be said beside every number of the paper. */

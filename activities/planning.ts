@@ -9,7 +9,7 @@ import { openBudget } from './budget.ts'
 import { pinOf } from './keys.ts'
 import { readJson, type Run, type Runs } from './runs.ts'
 import { batchDefaults, hasBatches, type Operations } from './spec.ts'
-import { stageNames, type StageName } from './stage.ts'
+import { stagesOf, type StageName } from './stage.ts'
 import { partOf, type Part } from './stages.ts'
 import { readSteering } from './steering.ts'
 
@@ -62,9 +62,10 @@ export async function planRun(
 ): Promise<RunPlan> {
   const run = await runs.open(name)
   await openBudget(store, run, parts)
-  const chosen = stageNames.filter((stage) => parts.includes(partOf[stage]))
+  const { spec } = run.config
+  const chosen = stagesOf(spec).filter((stage) => parts.includes(partOf[stage]))
   return {
-    domain: run.config.spec.domain,
+    domain: spec.domain,
     stages: chosen.map((stage) => ({
       stage,
       part: partOf[stage],

@@ -110,6 +110,21 @@ export const episodeSchema = z.strictObject({
 })
 export type Episode = z.infer<typeof episodeSchema>
 
+/** What RAT says of a user, given one set of their shots. */
+export const descriptionSchema = z.strictObject({
+  id,
+  index: count,
+  user: id,
+  split: z.enum(['train', 'unseen']),
+  set: count, // which of the user's shot sets
+  text: z.string(), // as sampled, in one line
+  gold: text, // what the user's traits say
+  axes: count, // of taste that users of the run differ on
+  own: count, // axes on which the text says what the user's own description does …
+  other: count, // … and what the stranger's does, whose shots stand in where contexts are shuffled
+})
+export type Description = z.infer<typeof descriptionSchema>
+
 /** A system's generated answer for one user and question. */
 export const sampleSchema = z.strictObject({
   id,

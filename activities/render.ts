@@ -14,6 +14,11 @@ const dispreferred = '\n## Dispreferred Response\n'
 const gap = '\n\n'
 const task = '# Task\nGiven the examples above, write the response this person prefers.\n'
 
+// No token of its own: base's vocabulary, and so base, is the same with RAT and without. The task stays as it is, too,
+// so that a description and the answers given it share one prefix, FSPO's own.
+/** What a description of the user answers to, given the shots (RAT's first step). */
+export const descriptionQuery = '## User Description\n'
+
 /** What a tokenizer trained on rendered text must hold as single tokens. */
 export const specialTokens: string[] = [example, question, preferred, dispreferred, gap, task]
 
@@ -29,6 +34,11 @@ export function renderPrefix(shots: readonly Shot[]): string {
 /** The held-out question, up to where the answer starts. */
 export function renderQuery(prompt: string): string {
   return question + prompt + preferred
+}
+
+/** A description of the user as it stands before a query (RAT's second step). */
+export function renderDescription(text: string): string {
+  return `${descriptionQuery}${text}\n`
 }
 
 /** The answer as it is trained on, scored and sampled; the engine ends it with its end-of-text token. */

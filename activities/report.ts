@@ -3,6 +3,7 @@ import { createBootstrap, type Interval } from '../infra/stats.ts'
 import { claimsOf } from './claims.ts'
 import {
   conflictSums,
+  descriptionAccuracy,
   disagreement,
   interpolation,
   judgeQuality,
@@ -16,7 +17,15 @@ import { leakages } from './leakage.ts'
 import { renderMarkdown } from './markdown.ts'
 import { differenceOf, measured, weigh, type Scales } from './measures.ts'
 import { cellsOf, headline, type Cell } from './plan.ts'
-import type { Persona, Preference, Question, Response, Sample, Verdict } from './records.ts'
+import type {
+  Description,
+  Persona,
+  Preference,
+  Question,
+  Response,
+  Sample,
+  Verdict,
+} from './records.ts'
 import type { Score } from './scores.ts'
 import { programJudge, scratchOf, type Spec } from './spec.ts'
 import { systemNames, systemsOf } from './systems.ts'
@@ -40,6 +49,7 @@ export interface ReportInput {
     samples: Sample[]
     scores: Score[]
     verdicts: Verdict[]
+    descriptions?: Description[] // of runs with RAT
   }
   cost: number // US dollars
   seconds: number
@@ -65,6 +75,9 @@ function reportOf({ rows, ...input }: ReportInput): Report {
     kCurve: shotCurve(scales, spec),
     combinations: interpolation(scales, { spec, ...rows }),
     oracleGap: oracleGap(scales),
+    ...(rows.descriptions && {
+      descriptions: descriptionAccuracy(rows.descriptions, bootstrap),
+    }),
     leakage: leakages({ spec, ...rows }),
   }
   return reportSchema.parse({
@@ -117,15 +130,20 @@ function tableRow(scales: Scales, of: { system: string; cell: Cell }): Report['t
   }
 }
 
-/** FSPO against each baseline on the same items of the headline cell, win rates first. */
+/** FSPO against each baseline, and RAT against FSPO, on the same items of the headline cell, win rates first. */
 function pairedDifferences(scales: Scales): Report['paired'] {
-  const { fspo, prompt, pooled, prefFt, champion } = systemNames
+  const { fspo, prompt, pooled, prefFt, champion, rat } = systemNames
   const measures = ['winRate', 'utility', 'accuracy'] as const
-  const isThere = scales.evidence.outcomes.some(({ system }) => system === champion)
+  const there = new Set(scales.evidence.outcomes.map(({ system }) => system))
+  const compared = [
+    ...[prompt, pooled, prefFt].map((b) => ({ a: fspo, b })),
+    ...(there.has(champion) ? [{ a: fspo, b: champion }] : []),
+    ...(there.has(rat) ? [{ a: rat, b: fspo }] : []),
+  ]
   return measures.flatMap((measure) =>
-    [prompt, pooled, prefFt, ...(isThere ? [champion] : [])].map((b) => {
-      const { n, ...difference } = differenceOf(scales, { a: fspo, b, cell: headline, measure })
-      return { a: fspo, b, measure, ...headline, n, difference: intervalOf(difference) }
+    compared.map(({ a, b }) => {
+      const { n, ...difference } = differenceOf(scales, { a, b, cell: headline, measure })
+      return { a, b, measure, ...headline, n, difference: intervalOf(difference) }
     }),
   )
 }

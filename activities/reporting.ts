@@ -3,6 +3,7 @@ import { readStage } from '../infra/seals.ts'
 import { readCurve, renderCurve } from './curve.ts'
 import type { Score } from './scores.ts'
 import type {
+  Description,
   Persona,
   Preference,
   Question,
@@ -107,7 +108,18 @@ export async function readAll(run: Run) {
     all<Score>('scores'),
     all<Verdict>('verdicts'),
   ])
-  return { personas, questions, responses, refinements, preferences, samples, scores, verdicts }
+  const { rat } = run.config.spec.training
+  const made = {
+    personas,
+    questions,
+    responses,
+    refinements,
+    preferences,
+    samples,
+    scores,
+    verdicts,
+  }
+  return { ...made, ...(rat && { descriptions: await all<Description>('descriptions') }) }
 }
 
 /** The report of a run that makes data or models only. */

@@ -10,7 +10,14 @@ import { readFiles, shardPrefix } from '../infra/shards.ts'
 import type { Store } from '../infra/store.ts'
 import type { EngineEvent } from './contract.ts'
 import type { Items } from './items.ts'
-import { stagePrefix, versionKey, type Stage, type StageTable, type Versions } from './keys.ts'
+import {
+  readsOf,
+  stagePrefix,
+  versionKey,
+  type Stage,
+  type StageTable,
+  type Versions,
+} from './keys.ts'
 import {
   runConfigSchema,
   settleEngine,
@@ -143,7 +150,7 @@ export function createRuns({ store }: Pick<Dependencies, 'store'>, stages: Stage
       return (await readFiles(store, shardPrefix(folder, 0))).folder
     }
 
-    const stage = (name: StageName) => stages[name]
+    const stage = (name: StageName) => ({ ...stages[name], reads: readsOf(stages[name], spec) })
     return { config, versions, table: stages, stage, key, prefix, rows, context, checkpoint }
   }
 

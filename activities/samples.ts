@@ -5,19 +5,26 @@ import { seedOf } from '../infra/random.ts'
 import { sampleSpecSchema } from './contract.ts'
 import { measureVersion } from './domains/reviews.ts'
 import { groupBy } from './groups.ts'
-import { itemsOf, planEvaluation, shotsOf, type Item, type Plan } from './plan.ts'
+import { itemsOf, planEvaluation, shotsOf, type Item, type Plan, type Subject } from './plan.ts'
 import {
   sampleSchema,
+  type Description,
   type Persona,
   type Preference,
   type Question,
   type Response,
   type Sample,
 } from './records.ts'
-import { renderPrefix, renderQuery, renderVersion, specialTokens } from './render.ts'
+import {
+  renderDescription,
+  renderPrefix,
+  renderQuery,
+  renderVersion,
+  specialTokens,
+} from './render.ts'
 import type { Spec } from './spec.ts'
 import type { CheckpointName, EngineContext, EngineStage, StageContext } from './stage.ts'
-import { systemsOf, type System } from './systems.ts'
+import { systemsOf, type Context, type System } from './systems.ts'
 import { createTruth, type Truth } from './truth.ts'
 
 const requestSchema = z.strictObject({ id: z.string(), prefix: z.string(), query: z.string() })
@@ -30,20 +37,28 @@ export const samples: EngineStage<Sample> = {
   queue: 'fspo-gpu',
   reads: [
     ...(['personas', 'questions', 'responses', 'preferences'] as const),
-    ...(['base', 'pref-ft', 'pooled', 'fspo'] as const),
+    ...(['base', 'pref-ft', 'pooled', 'fspo', 'rat', 'descriptions'] as const),
   ],
   content: (spec) => ({ ...evaluationContent(spec), ...samplingOf(spec), measureVersion }),
   schema: sampleSchema,
   async run(context) {
-    const { plan, truth } = await loadEvaluation(context)
-    const wanted = systemsOf(context.spec).flatMap((system) => requestsOf(plan, system))
+    const { truth, ...evaluation } = await loadEvaluation(context)
+    const wanted = systemsOf(context.spec).flatMap((system) => requestsOf(evaluation, system))
     const texts = await drawAll(context, wanted)
     return { rows: wanted.map((request, index) => bestOf(request, { texts, truth, index })) }
   },
 }
 
-/** The evaluation's plan and truth, from the sealed rows. */
-export async function loadEvaluation(context: StageContext): Promise<{ plan: Plan; truth: Truth }> {
+/** Who is asked what, and what RAT says of them, by `<user>/<set>`. */
+export interface Evaluation {
+  plan: Plan
+  descriptions: Map<string, string>
+}
+
+/** The evaluation's plan, descriptions and truth, from the sealed rows. */
+export async function loadEvaluation(
+  context: StageContext,
+): Promise<Evaluation & { truth: Truth }> {
   const { spec } = context
   const [personas, questions, responses, preferences] = await Promise.all([
     context.rows<Persona>('personas'),
@@ -51,10 +66,23 @@ export async function loadEvaluation(context: StageContext): Promise<{ plan: Pla
     context.rows<Response>('responses'),
     context.rows<Preference>('preferences'),
   ])
+  const described = spec.training.rat ? await context.rows<Description>('descriptions') : []
   return {
+    descriptions: new Map(described.map(({ user, set, text }) => [`${user}/${set}`, text])),
     plan: planEvaluation({ spec, personas, questions, preferences }),
     truth: createTruth({ spec, personas, responses }),
   }
+}
+
+/** What stands before an answer: the shots of a context, and the question, with a description if the context has one. */
+export function placeAnswer(
+  { plan, descriptions }: Evaluation,
+  of: { subject: Subject; set: number; context: Context; prompt: string },
+): { prefix: string; query: string } {
+  const { subject, set, context, prompt } = of
+  const description = () => descriptions.get(`${subject.user.id}/${set}`)!
+  const before = context.described ? renderDescription(description()) : ''
+  return { prefix: renderPrefix(shotsOf(plan, of)), query: before + renderQuery(prompt) }
 }
 
 /** What decides who is asked what with which shots; the judge and the intervals are not part of it. */
@@ -89,12 +117,12 @@ interface Request {
   draws: string[]
 }
 
-function requestsOf(plan: Plan, system: System): Request[] {
-  return itemsOf(plan, system).map((item) => ({
+function requestsOf(evaluation: Evaluation, system: System): Request[] {
+  const { context } = system
+  return itemsOf(evaluation.plan, system).map((item) => ({
     system,
     item,
-    prefix: renderPrefix(shotsOf(plan, { ...item, ...system })),
-    query: renderQuery(item.question.text),
+    ...placeAnswer(evaluation, { ...item, context, prompt: item.question.text }),
     draws: drawIds(system, item),
   }))
 }
@@ -108,22 +136,27 @@ function drawIds({ name, draws }: System, { subject, question }: Item): string[]
 /** Texts by draw id: one engine run per checkpoint, equal prefixes next to each other. */
 async function drawAll(context: EngineContext, wanted: Request[]): Promise<Map<string, string>> {
   const texts = new Map<string, string>()
+  const { maxTokens } = context.spec.evaluation
   for (const checkpoint of new Set(wanted.map(({ system }) => system.checkpoint))) {
-    const requests = wanted.filter(({ system }) => system.checkpoint === checkpoint)
-    for (const { id, text } of await draw(context, { checkpoint, requests })) texts.set(id, text)
+    const drawn = wanted
+      .filter(({ system }) => system.checkpoint === checkpoint)
+      .flatMap(({ prefix, query, draws }) =>
+        draws.map((id): [string, z.infer<typeof requestSchema>] => [id, { id, prefix, query }]),
+      )
+    const rows = byPrefix([...new Map(drawn).values()])
+    for (const [id, text] of await drawTexts(context, { checkpoint, rows, maxTokens }))
+      texts.set(id, text)
   }
   return texts
 }
 
-async function draw(
+/** What a checkpoint says, by the rows' ids, with the evaluation's settings. */
+export async function drawTexts(
   context: EngineContext,
-  { checkpoint, requests }: { checkpoint: CheckpointName; requests: Request[] },
-) {
-  const { temperature, maxTokens, backend } = context.spec.evaluation
-  const drawn = requests.flatMap(({ prefix, query, draws }) =>
-    draws.map((id): [string, z.infer<typeof requestSchema>] => [id, { id, prefix, query }]),
-  )
-  const rows = byPrefix([...new Map(drawn).values()])
+  of: { checkpoint: CheckpointName; rows: z.infer<typeof requestSchema>[]; maxTokens: number },
+): Promise<Map<string, string>> {
+  const { checkpoint, rows, maxTokens } = of
+  const { temperature, backend } = context.spec.evaluation
   const out = `${context.folder}/${checkpoint}-texts.parquet`
   const sampleSpec = sampleSpecSchema.parse({
     v: 1,
@@ -138,7 +171,7 @@ async function draw(
     seed: seedOf(context.spec.seed, 'samples'),
   })
   await context.engine(sampleSpec)
-  return context.readRows(out, drawSchema)
+  return new Map((await context.readRows(out, drawSchema)).map(({ id, text }) => [id, text]))
 }
 
 /** Puts rows of one prefix, which the engine then computes once, next to each other. */
@@ -172,7 +205,8 @@ export function readAnswer(sampled: string): Pick<Sample, 'text' | 'strayHeading
   return { text: (stray < 0 ? text : text.slice(0, stray)).trim(), strayHeading: stray >= 0 }
 }
 
-function answerTo(id: string, texts: Map<string, string>): string {
+/** The text of a draw. @throws FspoError 'MissingSample' when the engine gave none */
+export function answerTo(id: string, texts: Map<string, string>): string {
   const text = texts.get(id)
   if (text !== undefined) return text
   throw new FspoError(

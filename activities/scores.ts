@@ -5,10 +5,16 @@ import { scoreSpecSchema } from './contract.ts'
 import { measureVersion } from './domains/reviews.ts'
 import { groupBy } from './groups.ts'
 import { isReserved, pairsVersionOf } from './pairs.ts'
-import { cellsOf, isHeadline, shotsOf, type Cell, type Plan, type Subject } from './plan.ts'
+import { cellsOf, isHeadline, type Cell, type Plan, type Subject } from './plan.ts'
 import type { Preference } from './records.ts'
-import { renderAnswer, renderPrefix, renderQuery } from './render.ts'
-import { byPrefix, evaluationContent, loadEvaluation } from './samples.ts'
+import { renderAnswer } from './render.ts'
+import {
+  byPrefix,
+  evaluationContent,
+  loadEvaluation,
+  placeAnswer,
+  type Evaluation,
+} from './samples.ts'
 import type { Spec } from './spec.ts'
 import type { CheckpointName, EngineContext, EngineStage } from './stage.ts'
 import { systemsOf, type Scorer, type System } from './systems.ts'
@@ -57,7 +63,7 @@ export const scores: EngineStage<Score> = {
   queue: 'fspo-gpu',
   reads: [
     ...(['personas', 'questions', 'responses', 'preferences'] as const),
-    ...(['base', 'pref-ft', 'pooled', 'fspo'] as const),
+    ...(['base', 'pref-ft', 'pooled', 'fspo', 'rat', 'descriptions'] as const),
   ],
   content: (spec) => ({
     ...evaluationContent(spec),
@@ -67,11 +73,11 @@ export const scores: EngineStage<Score> = {
   }),
   schema: scoreSchema,
   async run(context) {
-    const { plan, truth } = await loadEvaluation(context)
+    const { truth, ...evaluation } = await loadEvaluation(context)
     const preferences = await context.rows<Preference>('preferences')
-    const held = heldOut({ spec: context.spec, plan, truth, preferences })
+    const held = heldOut({ ...evaluation, spec: context.spec, truth, preferences })
     const wanted = rankingsOf(systemsOf(context.spec), held)
-    const ledger = createLedger(plan)
+    const ledger = createLedger(evaluation)
     for (const { system, pair } of wanted) {
       ledger.enter(system, pair)
       ledger.enter(system.reference, pair)
@@ -162,7 +168,7 @@ interface Ledger {
  * Collects what must be scored, each distinct (checkpoint, prefix, query, answers) once: users who see
  * the same text get the same number, so a scorer that ignores the user is exactly user-agnostic.
  */
-function createLedger(plan: Plan): Ledger {
+function createLedger(evaluation: Evaluation): Ledger {
   const entries = new Map<
     string,
     { checkpoint: CheckpointName; row: z.infer<typeof requestSchema> }
@@ -170,9 +176,9 @@ function createLedger(plan: Plan): Ledger {
   const gaps = new Map<string, number>()
 
   function rowFor({ context }: Scorer, { subject, set, preference }: HeldOutPair) {
+    const { prompt } = preference
     return {
-      prefix: renderPrefix(shotsOf(plan, { subject, set, context })),
-      query: renderQuery(preference.prompt),
+      ...placeAnswer(evaluation, { subject, set, context, prompt }),
       chosen: renderAnswer(preference.firstText),
       rejected: renderAnswer(preference.secondText),
     }
@@ -264,5 +270,6 @@ function rowOf({
 function nameOf({ checkpoint, context }: Scorer): string {
   if (context.shots === 0) return `${checkpoint} without shots`
   const whose = context.whose === 'own' ? 'own' : "another user's"
-  return `${checkpoint} with ${context.shots} ${whose} shots`
+  const more = context.described ? ' and the description' : ''
+  return `${checkpoint} with ${context.shots} ${whose} shots${more}`
 }

@@ -86,6 +86,10 @@ export const specSchema = z.strictObject({
     prefFt: phaseSchema.extend({ steps: count }), // 0 steps: base takes its place
     pooled: phaseSchema,
     fspo: phaseSchema,
+    // The paper's RAT (COT in its first version), after fspo: answers in two steps, a description of the user first.
+    // Without: no such stages, and no system FSPO + RAT in the report.
+    // `prefFt`: gold descriptions alone first, which a model from scratch must learn to write.
+    rat: phaseSchema.extend({ prefFt: phaseSchema.optional() }).optional(),
   }),
   evaluation: z.strictObject({
     judge: z.string(),

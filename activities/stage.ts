@@ -17,11 +17,19 @@ export const stageNames = [
   'pref-ft',
   'pooled',
   'fspo',
+  'rat',
+  'descriptions',
   'samples',
   'scores',
   'verdicts',
 ] as const
 export type StageName = (typeof stageNames)[number]
+
+/** The stages that a run has, in the same order: those of user descriptions only where `training.rat` asks for them. */
+export function stagesOf({ training }: Pick<Spec, 'training'>): StageName[] {
+  return stageNames.filter((name) => training.rat || (name !== 'rat' && name !== 'descriptions'))
+}
+
 /** A checkpoint by name: what a training stage of this run made, or the champion of earlier nights. */
 export type CheckpointName = StageName | 'champion'
 
@@ -51,6 +59,7 @@ export interface ItemStage<Item, Row> {
   kind: 'items'
   name: StageName
   queue: 'fspo-llm' | 'fspo-io'
+  /** Of these, the ones that the run has. */
   reads: StageName[]
   /** The part of the spec, and prompt versions, that can change this stage's rows: hashed into the stage key. */
   content(spec: Spec): unknown
@@ -78,6 +87,7 @@ export interface EngineStage<Row> {
   kind: 'engine'
   name: StageName
   queue: 'fspo-gpu'
+  /** Of these, the ones that the run has. */
   reads: StageName[]
   content(spec: Spec): unknown
   /** The schema of its rows; absent when it yields a checkpoint. */

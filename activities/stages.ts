@@ -1,3 +1,4 @@
+import { descriptions } from './descriptions.ts'
 import { episodes } from './episodes.ts'
 import type { StageTable } from './keys.ts'
 import { personas } from './personas.ts'
@@ -8,7 +9,7 @@ import { responses } from './responses.ts'
 import { samples } from './samples.ts'
 import { scores } from './scores.ts'
 import type { StageName } from './stage.ts'
-import { base, fspo, pooled, prefFt } from './training.ts'
+import { base, fspo, pooled, prefFt, rat } from './training.ts'
 import { verdicts } from './verdicts.ts'
 
 /** Every stage of the road, by name. */
@@ -23,6 +24,8 @@ export const stageTable: StageTable = {
   'pref-ft': prefFt,
   pooled,
   fspo,
+  rat,
+  descriptions,
   samples,
   scores,
   verdicts,
@@ -44,6 +47,8 @@ export const partOf: Record<StageName, Part> = {
   'pref-ft': 'train',
   pooled: 'train',
   fspo: 'train',
+  rat: 'train',
+  descriptions: 'evaluate',
   samples: 'evaluate',
   scores: 'evaluate',
   verdicts: 'evaluate',

@@ -5,6 +5,8 @@ import type { CheckpointName } from './stage.ts'
 export interface Context {
   whose: 'own' | 'other'
   shots: number
+  /** A description of the user, sampled given the same shots, stands before the query (RAT). */
+  described?: true
 }
 
 /** A checkpoint read with a context: what answers are sampled from and scored by. */
@@ -30,6 +32,7 @@ export const systemNames = {
   pooled: 'pooled IPO',
   prefFt: 'Pref-FT',
   fspo: 'FSPO',
+  rat: 'FSPO + RAT',
   champion: 'champion', // the best model of earlier nights
   oracle: 'oracle',
   shuffled: 'FSPO shuffled',
@@ -54,15 +57,11 @@ export function systemsOf(spec: Spec): System[] {
       reference: { checkpoint: 'base', context: own },
     },
     { name: systemNames.fspo, ...table, ...fspoWith(own) },
+    ...(spec.training.rat
+      ? [{ name: systemNames.rat, ...table, ...fspoWith({ ...own, described: true }, 'rat') }]
+      : []),
     ...(spec.night?.champion
-      ? [
-          {
-            name: systemNames.champion,
-            ...table,
-            ...fspoWith(own),
-            checkpoint: 'champion' as const,
-          },
-        ]
+      ? [{ name: systemNames.champion, ...table, ...fspoWith(own, 'champion') }]
       : []),
     { name: systemNames.oracle, ...table, ...base, draws: spec.evaluation.oracleDraws },
   ]
@@ -85,7 +84,10 @@ function controlsOf(spec: Spec, other: Context): System[] {
   return [{ name: systemNames.shuffled, ...control, ...fspoWith(other) }, ...curve]
 }
 
-/** FSPO's reference is the checkpoint it was trained against, given the same context. */
-function fspoWith(context: Context): Scorer & { reference: Scorer } {
-  return { checkpoint: 'fspo', context, reference: { checkpoint: 'pref-ft', context } }
+/** The reference of FSPO, and of what is trained on from it, is Pref-FT given the same context. */
+function fspoWith(
+  context: Context,
+  checkpoint: CheckpointName = 'fspo',
+): Scorer & { reference: Scorer } {
+  return { checkpoint, context, reference: { checkpoint: 'pref-ft', context } }
 }

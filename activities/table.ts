@@ -2,6 +2,7 @@ import type { Report } from './findings.ts'
 import { alignColumns, showDifference, showInterval, showNumber } from './format.ts'
 import { cellsOf as cellsIn, isHeadline, type Cell } from './plan.ts'
 import { paperReviews } from './paper.ts'
+import { systemNames } from './systems.ts'
 
 type Row = Report['table'][number]
 type Measures = Report['controls']['combinations']['known']
@@ -17,6 +18,7 @@ export function renderTable(report: Report): string {
     '',
     ...controlsOf(report),
     '',
+    ...descriptionsOf(report),
     ...report.claims.map(({ claim, value, holds }) => claimLine({ claim, value, holds })),
     '',
   ].join('\n')
@@ -72,10 +74,12 @@ function controlsOf({ paired, controls }: Report): string[] {
     const row = paired.find((one) => one.b === b && one.measure === measure)
     return row ? showDifference(row.difference, measure === 'utility' ? 2 : 1) : '-'
   }
-  const others = [...new Set(paired.map(({ b }) => b))]
+  const names = new Map(
+    paired.map(({ a, b }) => [b, a === systemNames.fspo ? `- ${b}` : `${a} - ${b}`]),
+  )
   const { shuffledContext, kCurve, combinations } = controls
-  const differences = others.map((b) => [
-    `- ${b}`,
+  const differences = [...names].map(([b, name]) => [
+    name,
     of(b, 'winRate'),
     of(b, 'utility'),
     of(b, 'accuracy'),
@@ -103,6 +107,17 @@ function controlsOf({ paired, controls }: Report): string[] {
       line('known tastes', combinations.known),
     ]),
   ]
+}
+
+function descriptionsOf({ controls: { descriptions } }: Report): string[] {
+  if (!descriptions) return []
+  const rows = descriptions.map(({ users, closer, axes }) => [
+    `${users} users`,
+    showInterval(closer),
+    showInterval(axes),
+  ])
+  const head = ["RAT's descriptions", 'closer than to a stranger', 'axes of taste right']
+  return [...alignColumns([head, ...rows]), '']
 }
 
 function claimLine({ claim, value, holds }: Report['claims'][number]): string {

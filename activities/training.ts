@@ -1,6 +1,7 @@
 import { FspoError } from '../infra/errors.ts'
 import { seedOf } from '../infra/random.ts'
 import { trainSpecSchema, type TrainSpec } from './contract.ts'
+import { describedEpisodes, descriptionsVersion } from './descriptions.ts'
 import { documents, documentSchema, documentsVersion } from './documents.ts'
 import {
   episodeSchema,
@@ -9,11 +10,11 @@ import {
   type Question,
   type Response,
 } from './records.ts'
-import { specialTokens } from './render.ts'
+import { descriptionQuery, specialTokens } from './render.ts'
 import { scratchOf, type Spec } from './spec.ts'
-import type { EngineContext, EngineStage, StageName } from './stage.ts'
+import type { EngineContext, EngineStage } from './stage.ts'
 
-type Phase = 'base' | 'prefFt' | 'pooled' | 'fspo'
+type Phase = 'base' | 'prefFt' | 'pooled' | 'fspo' | 'rat'
 
 /**
  * Stage `base`: what knows the language and no user. The checkpoint that the run starts from, as it is; or a nano Llama
@@ -80,7 +81,7 @@ export const pooled: EngineStage<never> = {
   async run(context) {
     return train(context, {
       ...optimizerOf(context.spec, 'pooled'),
-      ...(await ipo(context, 'base', 'pooled')),
+      ...ipo(context, await context.checkpoint('base'), await startOf(context, 'pooled')),
       data: [await writeEpisodes(context, pooledEpisodes)],
     })
   },
@@ -96,10 +97,54 @@ export const fspo: EngineStage<never> = {
   async run(context) {
     return train(context, {
       ...optimizerOf(context.spec, 'fspo'),
-      ...(await ipo(context, 'pref-ft', 'fspo')),
+      ...ipo(context, await context.checkpoint('pref-ft'), await startOf(context, 'fspo')),
       data: [await writeEpisodes(context, trainingEpisodes)],
     })
   },
+}
+
+/**
+ * Stage `rat` (the paper's RAT, COT in its first version): IPO on a description of the user given the shots, and on
+ * answers given shots and gold description, against Pref-FT; with `rat.prefFt`, Pref-FT on the gold descriptions before.
+ * It goes on from FSPO, which tells users apart already; the paper's COT trains both at once from Pref-FT. Only gold
+ * descriptions are compared: the second version's pairs of sampled ones are not there yet.
+ */
+export const rat: EngineStage<never> = {
+  kind: 'engine',
+  name: 'rat',
+  queue: 'fspo-gpu',
+  reads: ['personas', 'episodes', 'pref-ft', 'fspo'],
+  content: (spec) => ({ ...contentOf(spec, 'rat'), descriptionsVersion }),
+  async run(context) {
+    const { spec } = context
+    const [episodes, personas] = await Promise.all([
+      context.rows<Episode>('episodes'),
+      context.rows<Persona>('personas'),
+    ])
+    const rows = describedEpisodes(trainingEpisodes(episodes, personas), { spec, personas })
+    const start = await teach(context, rows)
+    return train(context, {
+      ...optimizerOf(spec, 'rat'),
+      ...ipo(context, await context.checkpoint('pref-ft'), start),
+      data: [await context.writeRows('episodes.parquet', episodeSchema, rows)],
+    })
+  },
+}
+
+/** FSPO, or what Pref-FT on descriptions alone makes of it. */
+async function teach(context: EngineContext, rows: Episode[]): Promise<string> {
+  const start = await context.checkpoint('fspo')
+  const { prefFt } = context.spec.training.rat ?? {}
+  if (!prefFt) return start
+  const told = rows.filter(({ query }) => query === descriptionQuery)
+  const task = {
+    ...optimizerOf(context.spec, 'rat'),
+    ...prefFt,
+    objective: 'pref_ft' as const,
+    init: { checkpoint: start },
+    data: [await context.writeRows('descriptions.parquet', episodeSchema, told)],
+  }
+  return (await train(context, task, 'taught')).checkpoint
 }
 
 /**
@@ -135,35 +180,36 @@ async function writeEpisodes(
   return context.writeRows('episodes.parquet', episodeSchema, select(episodes, personas))
 }
 
-/**
- * Policy and reference both start from `from` (paper A.3), so the first margin is exactly 0; a night's
- * policy goes on from the model of an earlier night, against the same reference.
- */
-async function ipo(context: EngineContext, from: StageName, phase: 'pooled' | 'fspo') {
-  const reference = await context.checkpoint(from)
+/** Policy and reference start from one checkpoint (paper A.3), so the first margin is exactly 0, unless a start is given. */
+function ipo({ spec }: EngineContext, reference: string, start = reference) {
+  const { beta, sftWeight } = spec.training
+  const objective = 'ipo_sum' as const
+  return { objective, init: { checkpoint: start }, reference, beta, sftWeight }
+}
+
+/** A night's policy goes on from the model of an earlier night, against the same reference as that. */
+async function startOf(context: EngineContext, phase: 'pooled' | 'fspo') {
   const start = context.spec.night?.start?.[phase]
-  return {
-    objective: 'ipo_sum' as const,
-    init: { checkpoint: start ? await context.checkpoint(phase, start) : reference },
-    reference,
-    beta: context.spec.training.beta,
-    sftWeight: context.spec.training.sftWeight,
-  }
+  return start && context.checkpoint(phase, start)
 }
 
 type Task = Pick<TrainSpec, 'objective' | 'init' | 'reference' | 'beta' | 'data'> &
   Partial<Pick<TrainSpec, 'sftWeight'>> &
   ReturnType<typeof optimizerOf>
 
-async function train(context: EngineContext, task: Task): Promise<{ checkpoint: string }> {
-  const out = `${context.folder}/checkpoint`
+async function train(
+  context: EngineContext,
+  task: Task,
+  name = 'checkpoint',
+): Promise<{ checkpoint: string }> {
+  const out = `${context.folder}/${name}`
   await context.engine(trainSpecSchema.parse({ v: 1, command: 'train', out, ...task }))
   return { checkpoint: out }
 }
 
 function optimizerOf(spec: Spec, phase: Phase) {
   const { steps, batch, learningRate, warmupSteps } =
-    phase === 'base' ? scratchOf(spec).base : spec.training[phase]
+    phase === 'base' ? scratchOf(spec).base : spec.training[phase]! // rat runs where it is there
   const { clip, maxTokens, torch } = spec.training
   const seed = seedOf(spec.seed, phase)
   const schedule = 'cosine' as const
@@ -180,6 +226,6 @@ function contentOf(spec: Spec, phase: Phase) {
   const shared = { v: 2, phase: spec.training[phase], clip, maxTokens, ...other }
   if (phase === 'base') return { ...shared, architecture }
   if (phase === 'prefFt') return shared
-  const start = spec.night?.start?.[phase]
+  const start = phase === 'rat' ? undefined : spec.night?.start?.[phase]
   return { ...shared, beta, sftWeight, objective: 'ipo_sum', ...(start && { start }) }
 }

@@ -3,15 +3,16 @@ import { test } from 'node:test'
 
 import { stageKey } from '../activities/keys.ts'
 import { presets } from '../activities/presets.ts'
-import type { Spec } from '../activities/spec.ts'
-import { stageNames, type StageName } from '../activities/stage.ts'
+import { specSchema, type Spec } from '../activities/spec.ts'
+import { stageNames, stagesOf, type StageName } from '../activities/stage.ts'
 import { partOf, stageTable } from '../activities/stages.ts'
+import { systemNames, systemsOf } from '../activities/systems.ts'
 
 const { tiny } = presets
 
-/** Stages whose key differs between the two specs. */
+/** Stages of a run before whose key differs after. */
 function changed(before: Spec, after: Spec): StageName[] {
-  return stageNames.filter(
+  return stagesOf(before).filter(
     (name) => stageKey(stageTable, name, before) !== stageKey(stageTable, name, after),
   )
 }
@@ -48,7 +49,7 @@ test('another sampler changes the samples and their verdicts', () => {
 })
 
 test('another seed changes every stage', () => {
-  assert.deepEqual(changed(tiny, { ...tiny, seed: 1 }), [...stageNames])
+  assert.deepEqual(changed(tiny, { ...tiny, seed: 1 }), stagesOf(tiny))
 })
 
 test('more training steps change the model and what is measured of it', () => {
@@ -66,4 +67,38 @@ test('every stage reads only stages that come before it on the road', () => {
     }
     assert.ok(partOf[name])
   }
+})
+
+test('without training.rat no stage, system or key is another than before', () => {
+  const phase = { steps: 6, batch: 2, learningRate: 1e-4, warmupSteps: 1 }
+  const on = { ...tiny, training: { ...tiny.training, rat: phase } }
+  assert.deepEqual(
+    stageNames.filter((name) => !stagesOf(tiny).includes(name)),
+    ['rat', 'descriptions'],
+  )
+  assert.deepEqual(stagesOf(on), [...stageNames])
+  assert.ok(!systemsOf(tiny).some(({ name }) => name === systemNames.rat))
+  const keys = stagesOf(tiny).map(
+    (name) => `${name} ${stageKey(stageTable, name, tiny).slice(0, 12)}`,
+  )
+  assert.deepEqual(keys, [
+    'personas 6e92f0141deb',
+    'questions a13cc9f8c20c',
+    'responses b02e2753b6aa',
+    'refinements 001793382a20',
+    'preferences 727fa65808a8',
+    'episodes 93aa0d91582f',
+    'base 308d033ee305',
+    'pref-ft 29531751351f',
+    'pooled a52bb8d81f38',
+    'fspo 27c20ef1e195',
+    'samples 1a70f022d891',
+    'scores 536aaf00ca2f',
+    'verdicts ea8c5d3aee18',
+  ])
+  assert.deepEqual(changed(tiny, on), ['samples', 'scores', 'verdicts'])
+  const longer = { ...on, training: { ...on.training, rat: { ...phase, steps: 7 } } }
+  assert.deepEqual(changed(on, longer), ['rat', 'descriptions', 'samples', 'scores', 'verdicts'])
+  const wrong = { ...on, training: { ...on.training, rat: { ...phase, pairs: 'sampled' } } }
+  assert.match(specSchema.safeParse(wrong).error!.message, /pairs/)
 })

@@ -13,7 +13,7 @@ import { makeReport } from '../activities/report.ts'
 import { createRuns, readRunConfig } from '../activities/runs.ts'
 import { scheduleKey, type Schedule } from '../activities/schedules.ts'
 import type { Spec } from '../activities/spec.ts'
-import { stageNames } from '../activities/stage.ts'
+import { stagesOf, type StageName } from '../activities/stage.ts'
 import { stageTable } from '../activities/stages.ts'
 import { fspo, pooled } from '../activities/training.ts'
 import { createFileStore } from '../infra/store.ts'
@@ -81,15 +81,15 @@ test('each night asks about other films, and never about one that is held out', 
 })
 
 test('a date changes the questions and what reads them; users and pinned models stay', () => {
-  const keyOf = (spec: Spec, name: (typeof stageNames)[number]) => stageKey(stageTable, name, spec)
+  const keyOf = (spec: Spec, name: StageName) => stageKey(stageTable, name, spec)
   const one = { ...tiny, night }
   const other = { ...tiny, night: { ...night, date: '2026-04-01' } }
-  const kept = stageNames.filter((name) => keyOf(one, name) === keyOf(other, name))
+  const kept = stagesOf(tiny).filter((name) => keyOf(one, name) === keyOf(other, name))
   assert.deepEqual(kept, ['personas', 'base', 'pref-ft'])
   assert.equal(keyOf(one, 'personas'), keyOf(tiny, 'personas'))
   assert.equal(keyOf(one, 'base'), night.pins.base)
   const rival = { ...tiny, night: { ...night, champion: key('f') } }
-  const changed = stageNames.filter((name) => keyOf(one, name) !== keyOf(rival, name))
+  const changed = stagesOf(tiny).filter((name) => keyOf(one, name) !== keyOf(rival, name))
   assert.deepEqual(changed, ['samples', 'scores', 'verdicts'], 'a champion changes no model')
 })
 

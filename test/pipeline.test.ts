@@ -100,6 +100,18 @@ test('a second run of the same spec does no work, whatever its operations', asyn
   assert.deepEqual(hashes((await report('whole')).stages), hashes(before.stages))
 })
 
+test('a run that asks for RAT trains it beside what is there already', async () => {
+  const { training } = toyConfig('described').spec
+  const asked = { ...training, rat: { ...training.fspo, steps: 2 } }
+  const config = toyConfig('described', { spec: { seed: 11, training: asked } })
+  const progress = await run(config, models)
+  const last = progress.stages.slice(9).map(({ stage, state }) => `${stage} ${state}`)
+  assert.deepEqual(last, ['fspo reused', 'rat sealed'])
+  assert.deepEqual([...toys.made.keys()], ['rat'])
+  const { stages } = await report('described')
+  assert.equal(stages.length, 11)
+})
+
 test('changing only the judge reuses responses', async () => {
   const { spec } = toyConfig('whole')
   const preferences = { ...spec.preferences, judge: 'sim-large' }

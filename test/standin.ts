@@ -1,9 +1,10 @@
 import { measureOf } from '../activities/pairs.ts'
 import type { Properties } from '../activities/domains/reviews.ts'
+import { describe, descriptions, readTastes } from '../activities/descriptions.ts'
 import type { EngineSpec } from '../activities/contract.ts'
 import { presets } from '../activities/presets.ts'
 import type { Response } from '../activities/records.ts'
-import { renderQuery, type Shot } from '../activities/render.ts'
+import { descriptionQuery, renderQuery, type Shot } from '../activities/render.ts'
 import { samples } from '../activities/samples.ts'
 import { scores } from '../activities/scores.ts'
 import type { Spec } from '../activities/spec.ts'
@@ -29,8 +30,8 @@ interface Ledger {
 }
 
 /**
- * An engine without a model: `fspo` reads the taste off its shots' texts and follows it, all others
- * ignore their prefix. Answers are picked from the question's real responses.
+ * An engine without a model: `fspo` reads the taste off its shots' texts and follows it, `rat` says what it reads and
+ * follows what the query says, all others ignore their prefix. Answers are picked from the question's real responses.
  */
 export function createStandIn({
   chain,
@@ -67,22 +68,28 @@ export function createStandIn({
   }
 
   function sample({ id, prefix, query }: Row, checkpoint: string) {
-    const drawn = createRandom(id).shuffle<Response>(byQuery.get(query)!)
-    const taste = tasteFor(checkpoint, prefix)
+    if (query === descriptionQuery) {
+      const [a, b, c] = tasteFor('fspo', prefix).map(Math.sign)
+      return { id, draw: 0, text: `${describe([a!, b!, c!])}\n`, tokens: 10 }
+    }
+    const asked = query.slice(query.indexOf(renderQuery('').slice(0, 12)))
+    const drawn = createRandom(id).shuffle<Response>(byQuery.get(asked)!)
+    const taste = tasteFor(checkpoint, prefix, query)
     const choice = drawn
       .slice(0, 8)
       .reduce((a, b) => (liking(taste, b.text) > liking(taste, a.text) ? b : a))
     return { id, draw: 0, text: choice.text, tokens: 10 }
   }
 
-  function score({ id, prefix, chosen, rejected }: Row, checkpoint: string) {
-    const taste = tasteFor(checkpoint, prefix)
+  function score({ id, prefix, query, chosen, rejected }: Row, checkpoint: string) {
+    const taste = tasteFor(checkpoint, prefix, query)
     const logp = (text: string) => liking(taste, text) - seedOf(checkpoint, text) / 2 ** 31
     const tokens = { tokensChosen: 10, tokensRejected: 10 }
     return { id, logpChosen: logp(chosen), logpRejected: logp(rejected), ...tokens }
   }
 
-  function tasteFor(checkpoint: string, prefix: string): Properties {
+  function tasteFor(checkpoint: string, prefix: string, query = ''): Properties {
+    if (checkpoint === 'rat') return readTastes(query.split('\n## Question\n')[0]!)
     if (checkpoint !== 'fspo' || prefix === '') return [0, 0, 0]
     const moves = readShots(prefix).map(({ chosen, rejected }) => {
       const [good, bad] = [properties(chosen), properties(rejected)]
@@ -156,6 +163,7 @@ export async function makeEvaluation(spec: Spec) {
   const stand = createStandIn({ chain, spec })
   const rows = {
     ...chain,
+    ...(spec.training.rat && { descriptions: await stand.runEngine(descriptions) }),
     samples: await stand.runEngine(samples),
     scores: await stand.runEngine(scores),
     verdicts: await stand.runItems(verdicts),

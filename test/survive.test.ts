@@ -25,6 +25,12 @@ const config = {
       prefFt: { steps: 4 },
       pooled: { steps: 4 },
       fspo: { steps: 12 },
+      rat: {
+        steps: 6,
+        batch: 2,
+        learningRate: 6e-4,
+        prefFt: { steps: 2, batch: 2, learningRate: 2e-3 },
+      },
     },
     evaluation: {
       users: 4,

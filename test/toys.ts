@@ -111,6 +111,8 @@ export function createToys(): Toys {
     'pref-ft': engine('pref-ft', ['base', 'episodes']),
     pooled: engine('pooled', ['base', 'episodes']),
     fspo: engine('fspo', ['pref-ft']),
+    rat: engine('rat', ['fspo']),
+    descriptions: items('descriptions', { ...nothing, reads: ['rat'] }),
     samples: items('samples', { ...nothing, reads: ['fspo'] }),
     scores: items('scores', { ...nothing, reads: ['fspo'] }),
     verdicts: items('verdicts', { ...nothing, reads: ['samples'] }),

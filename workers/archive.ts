@@ -3,7 +3,7 @@ import { z } from 'zod'
 import { stagePrefix, versionKey } from '../activities/keys.ts'
 import { readLayout } from '../activities/planning.ts'
 import { readRunConfig } from '../activities/runs.ts'
-import { stageNames, type StageName } from '../activities/stage.ts'
+import { stagesOf, type StageName } from '../activities/stage.ts'
 import { stageTable } from '../activities/stages.ts'
 import { readVersions } from '../activities/versions.ts'
 import type { Manifest } from '../infra/manifests.ts'
@@ -29,7 +29,7 @@ export async function readArchive(store: Store, run: string): Promise<RunView> {
   const { spec } = await readRunConfig(store, run)
   const versions = await readVersions(store, run)
   const stages = await Promise.all(
-    stageNames.map((stage) =>
+    stagesOf(spec).map((stage) =>
       readStageArchive(store, stage, versionKey(stageTable, stage, { spec, versions })),
     ),
   )

@@ -1,6 +1,6 @@
 import { stageKey, stagePrefix } from '../activities/keys.ts'
 import type { RunConfig, Spec } from '../activities/spec.ts'
-import { stageNames, type StageName } from '../activities/stage.ts'
+import { stagesOf, type StageName } from '../activities/stage.ts'
 import { partOf, stageTable, type Part } from '../activities/stages.ts'
 import type { Store } from '../infra/store.ts'
 import { alignColumns } from './columns.ts'
@@ -31,7 +31,7 @@ export async function describePlan(
 ): Promise<string> {
   const counts = countItems(spec)
   const estimates = estimateStages(spec, operations)
-  const chosen = stageNames.filter((stage) => parts.includes(partOf[stage]))
+  const chosen = stagesOf(spec).filter((stage) => parts.includes(partOf[stage]))
   const stages = await Promise.all(
     chosen.map(async (stage): Promise<Planned> => {
       const key = stageKey(stageTable, stage, spec)
@@ -119,5 +119,6 @@ function countItems(spec: Spec): Partial<Record<StageName, number>> {
     'pref-ft': 1,
     pooled: 1,
     fspo: 1,
+    rat: 1,
   }
 }
