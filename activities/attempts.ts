@@ -17,7 +17,7 @@ export interface Attempt {
   prefix: string
   /** Local folders of earlier attempts on this machine, the newest first. */
   earlier: string[]
-  /** @throws FspoError 'Fenced' when a later attempt has begun */
+  /** @throws FspoError 'Fenced' when a later attempt has begun, or the work was sealed */
   assertNewest(): Promise<void>
 }
 
@@ -41,16 +41,17 @@ export async function openAttempt({
   const names = (await namesIn(folder)).filter((one) => namePattern.test(one) && one !== name)
 
   async function assertNewest() {
-    for (const later of await numbersOf(store, prefix)) {
+    const numbers = await numbersOf(store, prefix)
+    if (!numbers.includes(number)) throw fenced('it is sealed') // a seal sweeps the claims
+    for (const later of numbers) {
       if (later <= number || (await ownerOf(store, prefix, later)) !== owner) continue
-      throw new FspoError(
-        'Fenced',
-        `attempt ${number} at ${prefix} stops: attempt ${later} has begun`,
-        {
-          retryable: true,
-        },
-      )
+      throw fenced(`attempt ${later} has begun`)
     }
+  }
+
+  function fenced(why: string) {
+    const message = `attempt ${number} at ${prefix} stops: ${why}`
+    return new FspoError('Fenced', message, { retryable: true })
   }
 
   return {

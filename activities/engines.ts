@@ -22,6 +22,8 @@ import type { EngineContext, EngineStage } from './stage.ts'
 export interface EngineHooks {
   signal: AbortSignal
   onEvent(event: EngineEvent): void
+  /** It has said nothing for too long and is being ended. */
+  onHung?(): void
 }
 
 /** Makes an engine stage's one shard: a checkpoint or rows. Its work folder is kept until it is sealed. */

@@ -2,7 +2,6 @@ import { activityInfo, ApplicationFailure, Context, CancelledFailure } from '@te
 
 import { FspoError } from '../infra/errors.ts'
 import type { Summary } from '../infra/manifests.ts'
-import { watchSilence } from '../infra/silence.ts'
 import { cancelShards, checkShards, type ShardsRef } from './batches.ts'
 import { createPurses } from './budget.ts'
 import type { EngineEvent } from './contract.ts'
@@ -42,7 +41,6 @@ export type { Summary as ShardSummary } from '../infra/manifests.ts'
 export type Activities = ReturnType<typeof createActivities>
 
 const beatMs = 2_000
-const silenceMs = 600_000 // an engine that hangs is ended before that; else the server must hear of it
 const defectAttempts = 3
 const idleAttempts = 3
 
@@ -154,7 +152,7 @@ async function alive<Result>(work: (beat: Beat) => Promise<Result>): Promise<Res
     signal: AbortSignal.any([context.cancellationSignal, lost.signal]),
     set(value) {
       details = value
-      context.heartbeat(details)
+      if (isAlive()) context.heartbeat(details)
     },
     isAlive: (check) => void (isAlive = check),
   }
@@ -175,7 +173,10 @@ function frozen(since: number): FspoError {
   return new FspoError('Frozen', message, { retryable: true })
 }
 
-/** Tells of an engine's steps as long as it makes any; one that dies again and again without a step is given up. */
+/**
+ * Tells of an engine's steps as long as it makes any. From one that hangs no more is heard: the server gives its work
+ * away while it is being ended. One that dies or hangs again and again without a step is given up.
+ */
 async function runEngine(
   beat: Beat,
   hear: (event: EngineEvent) => void,
@@ -183,12 +184,15 @@ async function runEngine(
 ): Promise<Summary> {
   const { heartbeatDetails } = activityInfo()
   const idle = heartbeatDetails?.v === 1 ? Number(heartbeatDetails.idle) : 0
-  const silence = watchSilence({ silenceMs })
+  if (idle >= idleAttempts) {
+    // It outlived its attempts' heartbeats, so that none of them could say so.
+    throw new FspoError('EngineHung', `the engine hung ${idle} times without a step: see its log`)
+  }
   let hasMoved = false
-  beat.isAlive(() => silence.silentMs() === undefined)
+  let isHung = false
+  beat.isAlive(() => !isHung)
 
   function onEvent(event: EngineEvent) {
-    silence.heard(event.event)
     hear(event)
     if (event.event === 'step') move(event.step, event.totalSteps)
     if (event.event === 'progress') move(event.done, event.total)
@@ -199,16 +203,19 @@ async function runEngine(
     beat.set({ v: 1, done, total, idle: 0 })
   }
 
+  function onHung() {
+    if (!hasMoved) beat.set({ v: 1, done: 0, total: 0, idle: idle + 1 })
+    isHung = true
+  }
+
   try {
-    return await make({ signal: beat.signal, onEvent })
+    return await make({ signal: beat.signal, onEvent, onHung })
   } catch (error) {
     if (!(error instanceof FspoError) || !error.retryable) throw error
     if (hasMoved) throw error
     beat.set({ v: 1, done: 0, total: 0, idle: idle + 1 })
     if (idle + 1 < idleAttempts) throw error
     throw new FspoError(error.type, `${error.message} (${idle + 1} times without a step)`)
-  } finally {
-    silence.end()
   }
 }
 

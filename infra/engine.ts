@@ -17,7 +17,7 @@ import type { z } from 'zod'
 import { FspoError } from './errors.ts'
 import { ensureFolder } from './files.ts'
 import { createLeases } from './leases.ts'
-import { countMemoryKills, endProcesses, startOf, type ProcessMark } from './processes.ts'
+import { countMemoryKills, endGroup, endProcesses, startOf, type ProcessMark } from './processes.ts'
 import { watchSilence } from './silence.ts'
 
 /** What every event has; the rest is the contract between the engine and who asked. */
@@ -32,6 +32,8 @@ export interface EngineRun<Event> {
   /** A local folder for spec, log, events and process ids, kept between attempts. */
   folder: string
   onEvent?: (event: Event) => void
+  /** Called when it has said nothing for too long; its end begins then, and may take the grace. */
+  onHung?: (() => void) | undefined
   /** Abort: SIGTERM, so that a checkpoint is saved, then SIGKILL of every process it named. */
   signal?: AbortSignal
 }
@@ -84,7 +86,7 @@ interface Settings<Event> {
 async function runChild<Event extends EngineEventLike>(
   { command, events, graceMs, silenceMs, env }: Omit<Settings<Event>, 'devices'>,
   spec: unknown,
-  { folder, onEvent, signal }: EngineRun<Event>,
+  { folder, onEvent, onHung, signal }: EngineRun<Event>,
 ): Promise<void> {
   await ensureFolder(folder)
   await clear(folder, graceMs)
@@ -93,7 +95,11 @@ async function runChild<Event extends EngineEventLike>(
   const { child, saidFrom, marks } = start(whole, folder, env)
   // Its own processes only: by now another attempt may be at work in the folder. A stuck one is the next one's to end.
   const kill = () => void endProcesses(watch.marks(), { graceMs }).catch(() => {})
-  const silence = watchSilence({ silenceMs, onSilence: kill })
+  const onSilence = () => {
+    onHung?.()
+    kill()
+  }
+  const silence = watchSilence({ silenceMs, onSilence })
   const hear = (event: Event) => {
     silence.heard(event.event)
     onEvent?.(event)
@@ -101,8 +107,11 @@ async function runChild<Event extends EngineEventLike>(
   const watch = watchEvents(child, { folder, events, marks, onEvent: hear })
   signal?.addEventListener('abort', kill, { once: true })
   try {
-    const [exit] = await Promise.all([exitOf(child), watch.finished])
-    await endProcesses(watch.marks(), { graceMs: 0 }) // whatever it left behind
+    const exit = await exitOf(child)
+    endGroup(child.pid) // whatever it left behind would keep its pipes open
+    await endProcesses(watch.marks(), { graceMs: 0 })
+    await watch.finished
+    await endProcesses(watch.marks(), { graceMs: 0 })
     signal?.throwIfAborted()
     check({
       last: watch.last(),
@@ -228,7 +237,8 @@ function check({ last, exit, folder, silentMs, said, wasKilledForMemory }: End) 
 }
 
 /** What runtimes say before they abort for want of memory. */
-const outOfMemory = /heap out of memory|std::bad_alloc|Cannot allocate memory|Unable to allocate/
+const outOfMemory =
+  /heap out of memory|bad_alloc|OOM when allocating|Cannot allocate memory|Unable to allocate/
 
 function readFrom(path: string, from: number): string {
   const file = openSync(path, 'r')

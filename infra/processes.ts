@@ -47,6 +47,11 @@ export async function endProcesses(
   })
 }
 
+/** SIGKILL for all that is left of a process group whose leader has ended; undefined: it never began. */
+export function endGroup(pid: number | undefined): void {
+  if (pid) send(-pid, 'SIGKILL')
+}
+
 function send(pid: number, signal: 'SIGTERM' | 'SIGKILL') {
   try {
     process.kill(pid, signal)

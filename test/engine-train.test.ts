@@ -3,12 +3,11 @@ import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { test } from 'node:test'
 
-import { z } from 'zod'
-
 import { sha256 } from '../infra/hash.ts'
 import { loadCheckpoint } from '../workers/engines/tfjs/checkpoint.ts'
 import { learningRateAt } from '../workers/engines/tfjs/train.ts'
 import {
+  baseSpec,
   lossesOf,
   reference,
   relativeError,
@@ -34,31 +33,6 @@ for (const objective of ['pref_ft', 'ipo_sum', 'ipo_mean', 'dpo'] as const) {
       assert.ok(Math.abs(step.grad_norm! / norms[i]! - 1) < 1e-3, `${step.grad_norm} ${norms[i]}`)
     })
   })
-}
-
-const documents = Array.from({ length: 40 }, (_, i) => ({
-  text: `## Question\nWhat of film ${i}?\n## Preferred Response\n${'It was a joy to watch. '.repeat(1 + (i % 4))}`,
-}))
-const documentSchema = z.object({ text: z.string() })
-
-function baseSpec(folder: string, changes: Record<string, unknown> = {}) {
-  const { beta: _beta, reference: _reference, ...spec } = trainSpec(folder)
-  return {
-    ...spec,
-    objective: 'lm',
-    init: {
-      architecture: { layers: 2, width: 32, heads: 2, hidden: 48, vocabulary: 320, context: 160 },
-      specialTokens: ['## Question\n', '\n## Preferred Response\n'],
-    },
-    data: [writeRows(join(folder, 'documents.parquet'), documents, documentSchema)],
-    batch: 4,
-    steps: 40,
-    learningRate: 0.01,
-    warmupSteps: 4,
-    schedule: 'cosine',
-    saveEvery: 10,
-    ...changes,
-  }
 }
 
 test('a base model learns documents from scratch, whole in its folder, the same every time', async (t) => {

@@ -81,6 +81,32 @@ export function trainSpec(folder: string, changes: Record<string, unknown> = {})
   }
 }
 
+const documents = Array.from({ length: 40 }, (_, i) => ({
+  text: `## Question\nWhat of film ${i}?\n## Preferred Response\n${'It was a joy to watch. '.repeat(1 + (i % 4))}`,
+}))
+const documentSchema = z.object({ text: z.string() })
+
+/** A training spec of a nano model from scratch on documents; `changes` override it. */
+export function baseSpec(folder: string, changes: Record<string, unknown> = {}) {
+  const { beta: _beta, reference: _reference, ...spec } = trainSpec(folder)
+  return {
+    ...spec,
+    objective: 'lm',
+    init: {
+      architecture: { layers: 2, width: 32, heads: 2, hidden: 48, vocabulary: 320, context: 160 },
+      specialTokens: ['## Question\n', '\n## Preferred Response\n'],
+    },
+    data: [writeRows(join(folder, 'documents.parquet'), documents, documentSchema)],
+    batch: 4,
+    steps: 40,
+    learningRate: 0.01,
+    warmupSteps: 4,
+    schedule: 'cosine',
+    saveEvery: 10,
+    ...changes,
+  }
+}
+
 export interface EngineProcess {
   child: ChildProcess
   events: EngineEvent[]

@@ -1,3 +1,4 @@
+import { spawn } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import {
   existsSync,
@@ -7,14 +8,15 @@ import {
   renameSync,
   writeFileSync,
 } from 'node:fs'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 
 /**
  * A training engine that learns nothing but keeps the contract: its model is the number of steps it took.
  * `out`, `steps` and `seed` are read from the spec; files beside the spec's `out` tell it how to behave:
  * `<out>.hold`: stop before the last step while it exists; `<out>.crash`: die by SIGKILL at step 2, once;
  * `<out>.deaf`: ignore SIGTERM; `<out>.silent`: say nothing after step 2; `<out>.full`: run out of memory, unless
- * the spec is halved; `<out>.fuller`: even then.
+ * the spec is halved; `<out>.fuller`: even then; `<out>.leaving`: start a process that holds its pipes and ignores
+ * SIGTERM; `mute`, two folders above `out`: say nothing after hello, in any attempt.
  * Checkpoints are written as the real engines do: a folder by rename, its manifest in it; `<out>.often`: each step;
  * `<out>.evaluated`: with a loss on held-out pairs that is least at step 3.
  */
@@ -60,7 +62,7 @@ function saved(): number {
 }
 
 async function run() {
-  emit({ event: 'hello', engine: 'scripted', versions: {}, pids: [process.pid] })
+  emit({ event: 'hello', engine: 'scripted', versions: leave(), pids: [process.pid] })
   if (spec.beta === 13) {
     emit({ event: 'error', errorClass: 'BadSpec', message: 'beta is 13: choose another' })
     process.exit(1)
@@ -70,10 +72,11 @@ async function run() {
     process.exit(1)
   }
   if (recipeIn(out) === recipe) finish() // it was done before
+  while (existsSync(join(dirname(out), '..', 'mute')) && !isAsked) await pause()
   at = saved()
   console.log('a line that is no event')
   while (at < steps) {
-    await new Promise((resolve) => setTimeout(resolve, 5))
+    await pause()
     if (isAsked) {
       save()
       emit({ event: 'preempted', step: at })
@@ -94,6 +97,16 @@ async function run() {
   }
   write(out)
   finish()
+}
+
+const pause = () => new Promise((resolve) => setTimeout(resolve, 5))
+
+/** Its process id, where one is to be left behind. */
+function leave(): Record<string, string> {
+  if (!existsSync(`${out}.leaving`)) return {}
+  const stay = 'process.on("SIGTERM", () => {}); setInterval(() => {}, 1000)'
+  const { pid } = spawn(process.execPath, ['-e', stay], { stdio: 'inherit' })
+  return { left: String(pid) }
 }
 
 function finish(): never {

@@ -10,9 +10,9 @@ import { pino } from 'pino'
 
 import { createActivities } from '../activities/index.ts'
 import type { Witness } from '../activities/witness.ts'
-import { createFileStore } from '../infra/store.ts'
-import { createEngine } from '../infra/engine.ts'
-import { engineEventSchema } from '../activities/contract.ts'
+import { createFileStore, type Store } from '../infra/store.ts'
+import { createEngine, type Engine } from '../infra/engine.ts'
+import { engineEventSchema, type EngineEvent } from '../activities/contract.ts'
 import { bundleWorkflows } from '../workers/bundle.ts'
 import type { Deployment } from '../workers/deployment.ts'
 import { packageRoot } from '../workers/paths.ts'
@@ -81,20 +81,32 @@ export function signalled({ client }: Server, workflowId: string): Promise<true>
   })
 }
 
-/** Workers for all queues in this process, making toy stages with the scripted engine. */
+/** The engine of test/scripted.ts. */
+export function scriptedEngine(patience: { silenceMs?: number; graceMs?: number } = {}) {
+  const command = [process.execPath, '--import', import.meta.resolve('tsx'), script]
+  return createEngine({ command, events: engineEventSchema, graceMs: 5_000, ...patience })
+}
+
+/** Workers for all queues in this process, making toy stages: one machine, whose folder it is. */
 export async function startWorkers(
-  server: Server,
+  server: Pick<Server, 'target'>,
   toys: Toys,
   {
     folder = mkdtempSync(join(tmpdir(), 'fspo-toys-')),
     bundle,
     deployment,
     witness,
-  }: { folder?: string; bundle?: string; deployment?: Deployment; witness?: Witness } = {},
+    store = createFileStore(join(folder, 'store')),
+    engine = scriptedEngine(),
+  }: {
+    folder?: string
+    bundle?: string
+    deployment?: Deployment
+    witness?: Witness
+    store?: Store
+    engine?: Engine<EngineEvent>
+  } = {},
 ) {
-  const store = createFileStore(join(folder, 'store'))
-  const command = [process.execPath, '--import', import.meta.resolve('tsx'), script]
-  const engine = createEngine({ command, events: engineEventSchema, graceMs: 5_000 })
   const stop = new AbortController()
   const activities = createActivities({
     store,

@@ -12,6 +12,9 @@ import { sample } from './sample.ts'
 import { score } from './score.ts'
 import { train } from './train.ts'
 
+/** As TensorFlow, WebAssembly and V8 say it. */
+const outOfMemory = /\bOOM\b|out of memory|could not grow|allocation failed/i
+
 await main(process.argv.slice(2))
 
 /** `main.ts <train|sample|score|describe> <spec.json>`: see activities/contract.ts. */
@@ -37,9 +40,6 @@ async function main([command, path]: string[]): Promise<void> {
     process.exit(1)
   }
 }
-
-/** As TensorFlow, WebAssembly and V8 say it. */
-const outOfMemory = /\bOOM\b|out of memory|could not grow|allocation failed/i
 
 async function run(spec: EngineSpec, tools: { kernels: Kernels; stop: Stop }): Promise<boolean> {
   if (spec.command === 'train') return train(spec, tools)
