@@ -9,7 +9,7 @@ export const promptVersions = {
   persona: 1,
   question: 1,
   response: 2,
-  opening: 1,
+  opening: 2,
   refinement: 1,
   preference: 1,
 } as const
@@ -68,27 +68,13 @@ Write the film review in the words of this reviewer, in plain sentences.`,
 
 /**
  * Asks for a review of a film by naming the words to begin with: what a model of a hundred million parameters
- * follows. `turn` varies the words. No number is named: it would be copied.
+ * follows. No number is named: it would be copied.
  */
-export function openingPrompt({
-  film,
-  steer: [sentiment, length],
-  turn,
-}: {
-  film: string
-  steer: Signs
-  turn: number
-}): Messages {
-  const openings = openingWords[sentiment > 0 ? 1 : 0]!
+export function openingPrompt(film: string, [sentiment, length]: Signs): Messages {
   const extent = length > 0 ? 'In a long paragraph' : 'In one sentence'
-  const felt = sentiment > 0 ? 'loved' : 'hated'
-  const opening = openings[turn % openings.length]!.replace('FILM', film)
-  return [
-    {
-      role: 'user',
-      content: `${extent}, say why you ${felt} the film ${film}. Start with: ${opening}`,
-    },
-  ]
+  const felt = sentiment > 0 ? 'loved' : 'disliked'
+  const content = `${extent}, say why you ${felt} the film ${film}. Start with: I ${felt} ${film} because`
+  return [{ role: 'user', content }]
 }
 
 /** A request and two reviews as they are shown to a judge. */
@@ -179,11 +165,6 @@ const tasteWords = [
   ['likes critical reviews that dwell on faults', 'likes warm reviews full of praise'],
   ['likes brief reviews', 'likes detailed reviews'],
   ['likes reviews that sound certain', 'likes reviews that sound tentative'],
-]
-
-const openingWords = [
-  ['I hated FILM because', 'I disliked FILM because', 'I was bored by FILM because'],
-  ['I loved FILM because', 'I enjoyed FILM because', 'I adored FILM because'],
 ]
 
 const steerWords = [

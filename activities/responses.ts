@@ -11,7 +11,6 @@ import type { Signs } from './users.ts'
 export interface ResponseItem {
   question: Question
   steer: Signs
-  turn: number // which of the question's reviews of this steer it is, plus a start of the question's own
   alias: string
 }
 
@@ -47,12 +46,12 @@ export const responses: ItemStage<ResponseItem, Response> = {
     const asked = await rows<Question>('questions')
     return asked.flatMap((question) => responseItems(question, spec))
   },
-  async process({ question, steer, turn, alias }, context) {
+  async process({ question, steer, alias }, context) {
     const reviewer = reviewerOf(steer)
     const { temperature, maxTokens, steering } = context.spec.responses
     const messages =
       steering === 'opening'
-        ? openingPrompt({ film: question.topic, steer, turn })
+        ? openingPrompt(question.topic, steer)
         : responsePrompt({ question: question.text, reviewer })
     const { value, replies } = await ask(
       context,
@@ -87,7 +86,6 @@ function responseItems(
     return {
       question,
       steer: views[i % views.length]!,
-      turn: question.index + round,
       // One further step per round, so that a steer meets every model.
       alias: models[(first + i + round) % models.length]!,
     }

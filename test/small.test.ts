@@ -63,18 +63,14 @@ test('with axes named, training users care about one of them and unseen users ab
 
 test('an opening names the film and words to begin with, and no number', () => {
   const prompts = [1, -1].flatMap((sentiment) =>
-    [1, -1].flatMap((length) =>
-      Array.from({ length: 3 }, (_, turn) =>
-        openingPrompt({ film: 'Heat', steer: [sentiment, length, 0], turn }),
-      ),
-    ),
+    [1, -1].map((length) => openingPrompt('Heat', [sentiment, length, 0])),
   )
   const texts = prompts.map(([message]) => message!.content)
-  assert.equal(new Set(texts).size, 12)
+  assert.equal(new Set(texts).size, 4)
   for (const text of texts) assert.match(text, /Heat\. Start with: /)
   for (const text of texts) assert.doesNotMatch(text, /\d/)
-  const praise = texts.slice(0, 6).map((text) => measure(text.split('Start with: ')[1]!)[0])
-  const blame = texts.slice(6).map((text) => measure(text.split('Start with: ')[1]!)[0])
+  const moods = texts.map((text) => measure(text.split('Start with: ')[1]!)[0])
+  const [praise, blame] = [moods.slice(0, 2), moods.slice(2)]
   assert.ok(Math.min(...praise) > Math.max(...blame))
 })
 
