@@ -163,7 +163,9 @@ function shard(folder: string): string {
   const names = ['model-00001-of-00002.safetensors', 'model-00002-of-00002.safetensors']
   const half = Math.ceil(tensors.length / 2)
   const parts = [tensors.slice(0, half), tensors.slice(half)]
-  parts.forEach((part, i) => writeFileSync(join(to, names[i]!), encodeSafetensors(part)))
+  parts.forEach((part, i) =>
+    writeFileSync(join(to, names[i]!), Buffer.concat([...encodeSafetensors(part)])),
+  )
   const map = parts.flatMap((part, i) => part.map((tensor) => [tensor.name, names[i]]))
   const index = { metadata: { total_size: 1 }, weight_map: Object.fromEntries(map) }
   writeFileSync(join(to, 'model.safetensors.index.json'), JSON.stringify(index))

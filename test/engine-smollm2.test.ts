@@ -1,18 +1,20 @@
 import assert from 'node:assert/strict'
-import { existsSync, readFileSync } from 'node:fs'
+import { existsSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { test, type TestContext } from 'node:test'
 
+import type { EngineEvent } from '../activities/contract.ts'
 import { renderPrefix, renderQuery } from '../activities/render.ts'
 import { decodeParquet } from '../infra/parquet.ts'
-import { findEngine } from '../workers/engine.ts'
-import { scoredSchema } from '../workers/engines/tfjs/rows.ts'
+import { findEngine, type EngineProgram } from '../workers/engine.ts'
+import { sampledSchema, scoredSchema } from '../workers/engines/tfjs/rows.ts'
 import { smollm2 } from '../workers/servers.ts'
-import { relativeError, runEngine, temporaryFolder, writeRows } from './nano.ts'
+import { lossesOf, relativeError, runEngine, temporaryFolder, writeRows } from './nano.ts'
 
 const checkpoint = smollm2.folder
 const missing = missingPart()
 const skip = missing ?? false
+const peakLimit = 6e9 // bytes, at about 512 tokens
 
 function missingPart(): string | undefined {
   if (!existsSync(join(checkpoint, 'config.json')))
@@ -47,22 +49,38 @@ const rows = films.slice(4).map((film, index) => ({
   chosen: praise(film),
   rejected: blame(film),
 }))
+const prompts = ['', rows[0]!.prefix].map((prefix, i) => ({ ...rows[i]!, prefix }))
 
 /** Runs a command in both engines, one after the other for they are large; tfjs' answer comes first. */
 async function inBoth<Answer>(
   t: TestContext,
   spec: object,
-  answer: (out: string) => Promise<Answer>,
-): Promise<Answer[]> {
-  const answers: Answer[] = []
+  answer: (out: string, events: EngineEvent[]) => Answer,
+): Promise<{ answers: Awaited<Answer>[]; peak: number }> {
+  const answers: Awaited<Answer>[] = []
+  let peak = 0
   for (const program of [undefined, findEngine('torch', process.env)]) {
     const folder = temporaryFolder(t)
     const out = join(folder, 'out')
-    const { code, stderr } = await runEngine(folder, { v: 1, out, ...spec }, program && { program })
+    const { events, code, stderr } = await runEngine(
+      folder,
+      { v: 1, out, ...spec },
+      of(folder, program),
+    )
     assert.equal(code, 0, stderr)
-    answers.push(await answer(out))
+    peak ||= 1024 * Number(/^peak (\d+)$/m.exec(stderr)?.[1])
+    answers.push(await answer(out, events))
   }
-  return answers
+  return { answers, peak }
+}
+
+/** Node tells how much memory it had at most, in KiB, when it ends. */
+function of(folder: string, program: EngineProgram | undefined) {
+  if (program) return { program }
+  const path = join(folder, 'peak.mjs')
+  const tell = 'process.stderr.write(`\\npeak ${process.resourceUsage().maxRSS}\\n`)'
+  writeFileSync(path, `process.on('exit', () => ${tell})`)
+  return { env: { NODE_OPTIONS: `--import ${path}` } }
 }
 
 const dataOf = (t: TestContext, asked: object[]) => [
@@ -71,7 +89,7 @@ const dataOf = (t: TestContext, asked: object[]) => [
 
 test('SmolLM2-135M scores in tfjs as in torch', { skip }, async (t) => {
   const spec = { command: 'score', checkpoint, data: dataOf(t, rows) }
-  const answers = await inBoth(t, spec, async (out) => {
+  const { answers } = await inBoth(t, spec, async (out) => {
     const scored = await decodeParquet(scoredSchema, readFileSync(out))
     return scored.flatMap(({ logpChosen, logpRejected }) => [logpChosen, logpRejected])
   })
@@ -80,3 +98,41 @@ test('SmolLM2-135M scores in tfjs as in torch', { skip }, async (t) => {
   t.diagnostic(`relative difference of log-probs ${error.toExponential(1)}`)
   assert.ok(error < 1e-4, JSON.stringify(answers))
 })
+
+test(
+  'SmolLM2-135M answers greedily in tfjs as in torch, with and without shots',
+  { skip },
+  async (t) => {
+    const sampling = { temperature: 0, maxNewTokens: 72, seed: 0 }
+    const spec = { command: 'sample', checkpoint, data: dataOf(t, prompts), ...sampling }
+    const { answers } = await inBoth(t, spec, async (out) =>
+      decodeParquet(sampledSchema, readFileSync(out)),
+    )
+    assert.equal(answers[0]!.length, prompts.length)
+    assert.ok(answers[0]!.every(({ text }) => text.length > 40))
+    assert.deepEqual(answers[0], answers[1])
+  },
+)
+
+test(
+  'SmolLM2-135M takes a step of IPO in tfjs as in torch, in less than 6 GB',
+  { skip },
+  async (t) => {
+    const start = { init: { checkpoint }, reference: checkpoint, data: dataOf(t, rows) }
+    const method = { objective: 'ipo_sum', beta: 0.01, sftWeight: 10, batch: 1, maxTokens: 1024 }
+    const spec = { command: 'train', ...start, ...method, steps: 1, seed: 0, learningRate: 3e-5 }
+    const { answers, peak } = await inBoth(t, spec, (_out, events) => ({
+      losses: lossesOf(events),
+      norms: events.flatMap((event) => (event.event === 'step' ? [event.metrics.grad_norm!] : [])),
+      seconds: events.flatMap((event) =>
+        event.event === 'step' ? [event.metrics.step_time!] : [],
+      ),
+    }))
+    const [ours, theirs] = answers
+    t.diagnostic(`peak ${(peak / 1e9).toFixed(2)} GB, ${JSON.stringify(answers)}`)
+    assert.equal(ours!.losses.length, 1)
+    assert.ok(relativeError(ours!.losses, theirs!.losses) < 1e-4, JSON.stringify(answers))
+    assert.ok(relativeError(ours!.norms, theirs!.norms) < 1e-3, JSON.stringify(answers))
+    assert.ok(peak > 1e9 && peak < peakLimit, `peak ${peak}`)
+  },
+)

@@ -5,7 +5,7 @@ import { test } from 'node:test'
 
 import { sha256 } from '../infra/hash.ts'
 import { loadCheckpoint } from '../workers/engines/tfjs/checkpoint.ts'
-import { learningRateAt } from '../workers/engines/tfjs/train.ts'
+import { learningRateAt } from '../workers/engines/tfjs/schedule.ts'
 import {
   baseSpec,
   lossesOf,

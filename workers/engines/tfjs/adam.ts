@@ -62,6 +62,13 @@ export function createAdam(runner: Runner, { weights, first, second }: AdamState
       })
     },
     weights: () => read(w),
-    moments: () => ({ first: values(m), second: values(v) }),
+    moments: () => ({
+      get first() {
+        return values(m)
+      },
+      get second() {
+        return values(v)
+      },
+    }),
   }
 }

@@ -1,3 +1,4 @@
+import { createHash } from 'node:crypto'
 import { existsSync, statSync } from 'node:fs'
 import { mkdir, readFile, rename, rm, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
@@ -8,7 +9,8 @@ import { FspoError } from '../../../infra/errors.ts'
 import { sha256 } from '../../../infra/hash.ts'
 import type { LlamaConfig } from './architecture.ts'
 import { configFiles, configOf, fromHub, toHub } from './hub.ts'
-import { decodeSafetensors, encodeSafetensors, type NamedTensor } from './safetensors.ts'
+import type { Moments } from './kernels.ts'
+import { bytesOf, decodeSafetensors, encodeSafetensors, type NamedTensor } from './safetensors.ts'
 import { openTokenizer, type Tokenizer } from './tokenizer.ts'
 
 /** A model as the engine holds it. */
@@ -19,10 +21,8 @@ export interface Checkpoint {
 }
 
 /** What training needs beside the model to go on. */
-export interface Progress {
+export interface Progress extends Moments {
   step: number
-  first: Float32Array // Adam's moments
-  second: Float32Array
 }
 
 const manifestSchema = z.object({
@@ -42,38 +42,57 @@ interface Written {
   evalLoss?: number
 }
 
+/** What a file holds: text, or tensors that are made as they are written. */
+type Content = string | Iterable<Uint8Array>
+
 /** Writes a checkpoint folder whole or not at all, replacing what was there. Its manifest comes last. */
 export async function saveCheckpoint(
   folder: string,
   checkpoint: Checkpoint,
-  of: Written & { progress?: Progress },
+  of: Written & { moments?: Moments },
 ): Promise<void> {
-  const { recipe, step, shardBytes, progress, evalLoss } = of
-  const files: Record<string, string | Uint8Array> = {
+  const { recipe, step, shardBytes, moments, evalLoss } = of
+  const contents: Record<string, Content> = {
     ...configFiles(checkpoint.config, checkpoint.tokenizer.endId),
     ...checkpoint.tokenizer.files,
     ...weightsIn(toHub(checkpoint.config, checkpoint.weights), shardBytes),
+    ...(moments && {
+      'optimizer.safetensors': encodeSafetensors(momentTensors(moments, checkpoint.weights.length)),
+    }),
   }
-  if (progress) files['optimizer.safetensors'] = encodeSafetensors(momentTensors(progress))
+  const temporary = `${folder}.tmp-${process.pid}`
+  await rm(temporary, { recursive: true, force: true })
+  await mkdir(temporary, { recursive: true })
+  const files: Manifest['files'] = []
+  for (const [name, content] of Object.entries(contents))
+    files.push({ name, ...(await write(join(temporary, name), content)) })
   const manifest: Manifest = {
     v: 1,
     step,
     recipe,
     ...(evalLoss !== undefined && Number.isFinite(evalLoss) && { evalLoss }),
-    files: Object.entries(files).map(([name, content]) => ({
-      name,
-      bytes: Buffer.byteLength(content),
-      sha256: sha256(content),
-    })),
+    files,
   }
-  const temporary = `${folder}.tmp-${process.pid}`
-  await rm(temporary, { recursive: true, force: true })
-  await mkdir(temporary, { recursive: true })
-  for (const [name, content] of Object.entries(files))
-    await writeFile(join(temporary, name), content)
   await writeFile(join(temporary, 'manifest.json'), JSON.stringify(manifest, null, 2))
   await rm(folder, { recursive: true, force: true })
   await rename(temporary, folder)
+}
+
+/** Writes a file part by part; returns its size and hash. */
+async function write(path: string, content: Content): Promise<{ bytes: number; sha256: string }> {
+  const hash = createHash('sha256')
+  let bytes = 0
+
+  function* parts() {
+    for (const part of typeof content === 'string' ? [Buffer.from(content)] : content) {
+      hash.update(part)
+      bytes += part.byteLength
+      yield part
+    }
+  }
+
+  await writeFile(path, parts())
+  return { bytes, sha256: hash.digest('hex') }
 }
 
 /**
@@ -104,16 +123,16 @@ export async function loadCheckpoint(folder: string): Promise<Checkpoint> {
 }
 
 /** One file or, above `limit` bytes, shards and their index, named and cut as Hugging Face does. */
-function weightsIn(tensors: NamedTensor[], limit: number): Record<string, string | Uint8Array> {
+function weightsIn(tensors: NamedTensor[], limit: number): Record<string, Content> {
   const shards: NamedTensor[][] = [[]]
   let room = limit
   for (const tensor of tensors) {
-    if (shards.at(-1)!.length > 0 && tensor.values.byteLength > room) {
+    if (shards.at(-1)!.length > 0 && bytesOf(tensor) > room) {
       shards.push([])
       room = limit
     }
     shards.at(-1)!.push(tensor)
-    room -= tensor.values.byteLength
+    room -= bytesOf(tensor)
   }
   if (shards.length === 1) return { 'model.safetensors': encodeSafetensors(tensors) }
   const pad = (count: number) => String(count).padStart(5, '0')
@@ -121,7 +140,7 @@ function weightsIn(tensors: NamedTensor[], limit: number): Record<string, string
     return [`model-${pad(i + 1)}-of-${pad(shards.length)}.safetensors`, shard]
   })
   const places = named.flatMap(([file, shard]) => shard.map(({ name }) => [name, file]))
-  const size = tensors.reduce((sum, { values }) => sum + values.byteLength, 0)
+  const size = tensors.reduce((sum, tensor) => sum + bytesOf(tensor), 0)
   const index = { metadata: { total_size: size }, weight_map: Object.fromEntries(places) }
   return {
     ...Object.fromEntries(named.map(([file, shard]) => [file, encodeSafetensors(shard)])),
@@ -206,11 +225,14 @@ async function readText(bytes: Promise<Uint8Array>): Promise<string> {
   return Buffer.from(await bytes).toString('utf8')
 }
 
-function momentTensors({ first, second }: Progress): NamedTensor[] {
-  return [
-    { name: 'first', shape: [first.length], values: first },
-    { name: 'second', shape: [second.length], values: second },
-  ]
+function momentTensors(moments: Moments, count: number): NamedTensor[] {
+  return (['first', 'second'] as const).map((name) => ({
+    name,
+    shape: [count],
+    get values() {
+      return moments[name]
+    },
+  }))
 }
 
 function parseJson(text: string): unknown {

@@ -93,11 +93,15 @@ export function configOf(text: string, path: string): LlamaConfig {
 
 /** The flat weights as Hugging Face names, shapes and orders them. */
 export function toHub(config: LlamaConfig, weights: Float32Array): NamedTensor[] {
-  return hubTensors(config).map(({ name, shape, offset, place }) => {
-    const values = new Float32Array(shape.reduce((a, b) => a * b, 1))
-    values.forEach((_, i) => (values[i] = weights[offset + place(i)]!))
-    return { name, shape, values }
-  })
+  return hubTensors(config).map(({ name, shape, offset, place }) => ({
+    name,
+    shape,
+    get values() {
+      const values = new Float32Array(shape.reduce((a, b) => a * b, 1))
+      values.forEach((_, i) => (values[i] = weights[offset + place(i)]!))
+      return values
+    },
+  }))
 }
 
 /** The inverse. @throws FspoError 'CorruptCheckpoint' naming a missing tensor or a wrong shape */

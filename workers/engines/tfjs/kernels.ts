@@ -12,8 +12,14 @@ export interface Adam {
   apply(gradient: Tensor, options: { step: number; learningRate: number; scale: number }): void
   /** The parameters now; the caller disposes the tensor. */
   weights(): Tensor
-  /** First and second moments, for a checkpoint. */
-  moments(): { first: Float32Array; second: Float32Array }
+  /** For a checkpoint; each is read when it is asked for. */
+  moments(): Moments
+}
+
+/** Adam's first and second moments of every parameter. */
+export interface Moments {
+  first: Float32Array
+  second: Float32Array
 }
 
 /** What Adam starts from; moments are absent at step 0. */

@@ -109,8 +109,12 @@ function createAdam({ weights, first, second }: AdamState) {
     },
     weights: () => tf.clone(state[0]!),
     moments: () => ({
-      first: Float32Array.from(state[1]!.dataSync()),
-      second: Float32Array.from(state[2]!.dataSync()),
+      get first() {
+        return Float32Array.from(state[1]!.dataSync())
+      },
+      get second() {
+        return Float32Array.from(state[2]!.dataSync())
+      },
     }),
   }
 }

@@ -18,25 +18,32 @@ const entrySchema = z.object({
 /** Bytes per value. */
 const widths: Record<string, number> = { F32: 4, BF16: 2 }
 
-/** A safetensors file: header length, JSON header padded to 8 bytes, raw data. */
-export function encodeSafetensors(tensors: NamedTensor[]): Uint8Array {
+/** Bytes of a tensor in a file; its values are not asked for. */
+export function bytesOf({ shape }: Pick<NamedTensor, 'shape'>): number {
+  return shape.reduce((a, b) => a * b, Float32Array.BYTES_PER_ELEMENT)
+}
+
+/**
+ * A safetensors file in parts: header length, JSON header padded to 8 bytes, then each tensor. Values are asked for one
+ * tensor after the other, so that those made when asked need not be in memory together.
+ */
+export function* encodeSafetensors(tensors: NamedTensor[]): Generator<Uint8Array> {
   let offset = 0
   const header: Record<string, unknown> = { __metadata__: { format: 'pt' } }
-  for (const { name, shape, values } of tensors) {
-    header[name] = { dtype: 'F32', shape, data_offsets: [offset, offset + values.byteLength] }
-    offset += values.byteLength
+  for (const { name, shape } of tensors) {
+    const end = offset + bytesOf({ shape })
+    header[name] = { dtype: 'F32', shape, data_offsets: [offset, end] }
+    offset = end
   }
   const json = JSON.stringify(header)
   const head = Buffer.from(json.padEnd(Math.ceil(Buffer.byteLength(json) / 8) * 8, ' '))
-  const bytes = Buffer.alloc(8 + head.length + offset)
-  bytes.writeBigUInt64LE(BigInt(head.length))
-  head.copy(bytes, 8)
-  let at = 8 + head.length
-  for (const { values } of tensors) {
-    Buffer.from(values.buffer, values.byteOffset, values.byteLength).copy(bytes, at)
-    at += values.byteLength
+  const length = Buffer.alloc(8)
+  length.writeBigUInt64LE(BigInt(head.length))
+  yield Buffer.concat([length, head])
+  for (const tensor of tensors) {
+    const { buffer, byteOffset, byteLength } = tensor.values
+    yield Buffer.from(buffer, byteOffset, byteLength)
   }
-  return bytes
 }
 
 /** The tensors of a file by name, as 32-bit floats. @throws FspoError 'CorruptCheckpoint' naming `path` */

@@ -34,6 +34,7 @@ import {
   type Method,
 } from './passes.ts'
 import { dropOld, dropOthers, resumableFolders } from './retention.ts'
+import { learningRateAt } from './schedule.ts'
 import { learnTokenizer } from './tokenizer.ts'
 import { tokensSaved, type Tree } from './tree.ts'
 
@@ -70,19 +71,22 @@ export async function train(
     shared: spec.shared,
     references: new Map(),
   }
-  if (!(await readReferences(spec, method, { units: [...data.units, ...evalUnits], stop }))) {
+  const begun = progress ? undefined : checkpoint
+  const units = [...data.units, ...evalUnits]
+  if (!(await readReferences(spec, method, { begun, units, stop }))) {
     emit({ event: 'preempted', step: progress?.step ?? 0 })
     return false
   }
-  const adam = kernels.adam({ weights: checkpoint.weights, ...progress })
-  const run: Run = { spec, recipe, checkpoint, method, adam, data, evalUnits, stop }
-  return steps(run, progress?.step ?? 0)
+  const { weights, ...model } = checkpoint
+  const adam = kernels.adam({ weights, ...progress })
+  const run: Run = { spec, recipe, model, method, adam, data, evalUnits, stop }
+  return steps(run, progress?.step ?? 0) // not waited for here, where the weights would stay in memory twice
 }
 
 interface Run {
   spec: TrainSpec
   recipe: string
-  checkpoint: Checkpoint
+  model: Omit<Checkpoint, 'weights'>
   method: Method
   adam: Adam
   data: Dataset
@@ -123,7 +127,7 @@ async function steps(run: Run, from: number): Promise<boolean> {
     shardBytes: spec.shardBytes,
     ...evaluated,
   }
-  await saveCheckpoint(spec.out, finished(run), of)
+  await save(run, spec.out, of)
   await dropOthers(spec.out, of)
   return true
 }
@@ -172,22 +176,6 @@ function amountOf(trees: Tree[]) {
   return { pairs, prefix_tokens_saved: tokensSaved(trees) }
 }
 
-/** Linear warm-up, then constant or half a cosine down to 0. */
-export function learningRateAt(
-  {
-    learningRate,
-    warmupSteps,
-    schedule,
-    steps: total,
-  }: Pick<TrainSpec, 'learningRate' | 'warmupSteps' | 'schedule' | 'steps'>,
-  done: number,
-): number {
-  if (done < warmupSteps) return (learningRate * (done + 1)) / warmupSteps
-  if (schedule === 'constant') return learningRate
-  const share = (done - warmupSteps) / Math.max(1, total - warmupSteps)
-  return (learningRate * (1 + Math.cos(Math.PI * share))) / 2
-}
-
 /** Returns the loss on held-out pairs, for the checkpoint's manifest. */
 function emitEval({ method, adam, evalUnits }: Run, done: number): { evalLoss: number } {
   const weights = adam.weights()
@@ -225,14 +213,18 @@ async function start(
   return { checkpoint: { config, tokenizer, weights: initialWeights(config, spec.seed) } }
 }
 
-/** Reference log-probs of all data, once, by the same path as the policy's. False when asked to stop. */
+/**
+ * Reference log-probs of all data, once, by the same path as the policy's; `begun` is what a training that does not
+ * resume starts from, often the reference itself. False when asked to stop.
+ */
 async function readReferences(
   spec: TrainSpec,
   method: Method,
-  { units, stop }: { units: Unit[]; stop: Stop },
+  { begun, units, stop }: { begun: Checkpoint | undefined; units: Unit[]; stop: Stop },
 ): Promise<boolean> {
   if (!isPaired(spec.objective)) return true
-  const { config, weights } = await loadCheckpoint(spec.reference!)
+  const isSame = 'checkpoint' in spec.init && spec.init.checkpoint === spec.reference
+  const { config, weights } = (isSame && begun) || (await loadCheckpoint(spec.reference!))
   const reference = createLlama(method.kernels, config)
   const tensor = method.kernels.upload(weights, [weights.length])
   const chunks = chunkTrees(units.flat(), budgetOf(scoringBudget, spec))
@@ -261,19 +253,25 @@ async function saveProgress(run: Run, done: number, evaluated?: { evalLoss: numb
   const { spec, recipe } = run
   const path = `${spec.out}.work/step-${String(done).padStart(6, '0')}`
   if ((await describeFolder(path))?.recipe !== recipe) {
-    const progress = { step: done, ...run.adam.moments() }
-    const of = { recipe, step: done, shardBytes: spec.shardBytes, progress, ...evaluated }
-    await saveCheckpoint(path, finished(run), of)
+    const of = { recipe, step: done, shardBytes: spec.shardBytes, ...evaluated }
+    await save(run, path, { ...of, moments: run.adam.moments() })
   }
   await dropOld(`${spec.out}.work`)
   emit({ event: 'ckpt', step: done, path })
 }
 
-function finished({ checkpoint, adam }: Run): Checkpoint {
+/** Writes the model as it is now. */
+async function save(
+  { model, adam }: Run,
+  folder: string,
+  of: Parameters<typeof saveCheckpoint>[2],
+) {
   const tensor = adam.weights()
-  const weights = Float32Array.from(tensor.dataSync<'float32'>())
-  tensor.dispose()
-  return { ...checkpoint, weights }
+  try {
+    await saveCheckpoint(folder, { ...model, weights: tensor.dataSync<'float32'>() }, of)
+  } finally {
+    tensor.dispose()
+  }
 }
 
 /** Everything that decides the result. Where it is written and how often it is saved does not. */
