@@ -1,7 +1,7 @@
 import * as tf from '@tensorflow/tfjs-core'
 import type { Tensor } from '@tensorflow/tfjs-core'
 
-import { adamBetas, type Adam, type AdamState } from './kernels.ts'
+import { adamBetas, momentsBy, type Adam, type AdamState } from './kernels.ts'
 import type { Attribute, Runner } from './runner.ts'
 
 let variables = 0 // names of variables must differ
@@ -62,13 +62,6 @@ export function createAdam(runner: Runner, { weights, first, second }: AdamState
       })
     },
     weights: () => read(w),
-    moments: () => ({
-      get first() {
-        return values(m)
-      },
-      get second() {
-        return values(v)
-      },
-    }),
+    moments: () => momentsBy((name) => values(name === 'first' ? m : v)),
   }
 }

@@ -12,7 +12,7 @@ export interface Adam {
   apply(gradient: Tensor, options: { step: number; learningRate: number; scale: number }): void
   /** The parameters now; the caller disposes the tensor. */
   weights(): Tensor
-  /** For a checkpoint; each is read when it is asked for. */
+  /** For a checkpoint. */
   moments(): Moments
 }
 
@@ -20,6 +20,18 @@ export interface Adam {
 export interface Moments {
   first: Float32Array
   second: Float32Array
+}
+
+/** Moments that are read when they are asked for: both together may be too much for memory. */
+export function momentsBy(read: (name: keyof Moments) => Float32Array): Moments {
+  return {
+    get first() {
+      return read('first')
+    },
+    get second() {
+      return read('second')
+    },
+  }
 }
 
 /** What Adam starts from; moments are absent at step 0. */

@@ -2,7 +2,7 @@ import * as tf from '@tensorflow/tfjs-core'
 import type { Tensor } from '@tensorflow/tfjs-core'
 
 import type { AdamState, Kernels, Rotation, RotationTable } from './kernels.ts'
-import { adamBetas } from './kernels.ts'
+import { adamBetas, momentsBy } from './kernels.ts'
 
 /** Kernels from operations every tfjs backend has; scattering is a product with one-hot rows. */
 export function createPortableKernels(versions: Record<string, string>): Kernels {
@@ -108,13 +108,7 @@ function createAdam({ weights, first, second }: AdamState) {
       state = next.map((tensor) => tf.keep(tensor))
     },
     weights: () => tf.clone(state[0]!),
-    moments: () => ({
-      get first() {
-        return Float32Array.from(state[1]!.dataSync())
-      },
-      get second() {
-        return Float32Array.from(state[2]!.dataSync())
-      },
-    }),
+    moments: () =>
+      momentsBy((name) => Float32Array.from(state[name === 'first' ? 1 : 2]!.dataSync())),
   }
 }
