@@ -4,8 +4,8 @@ sdpa2  two exact calls per tree: the prefix by itself, then its branches as rows
 mask   one call over the flat row with a dense mask; T² work, no custom code
 flex   FlexAttention with a block mask that skips what nobody sees; CUDA only, as it has no backward on CPU
 
-In bfloat16 on a CPU, sdpa2 multiplies matrices instead of calling PyTorch's fused kernel, whose backward pass is four
-times slower there.
+In bfloat16 on a CPU, sdpa2 multiplies matrices instead of calling PyTorch's fused kernel, whose backward pass takes
+twice as long there.
 """
 
 from contextlib import contextmanager
