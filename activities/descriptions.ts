@@ -32,11 +32,15 @@ export const descriptions: EngineStage<Description> = {
   name: 'descriptions',
   queue: 'fspo-gpu',
   reads: ['personas', 'questions', 'preferences', 'rat'],
-  content: (spec) => ({
-    ...evaluationContent(spec),
-    descriptionsVersion,
-    temperature: spec.evaluation.temperature,
-  }),
+  content(spec) {
+    const { temperature, backend } = spec.evaluation
+    return {
+      ...evaluationContent(spec),
+      descriptionsVersion,
+      temperature,
+      ...(backend && { backend }),
+    }
+  },
   schema: descriptionSchema,
   async run(context) {
     const { spec } = context

@@ -46,6 +46,9 @@ test('another judge of the evaluation changes the verdicts alone', () => {
 test('another sampler changes the samples and their verdicts', () => {
   const after = { ...tiny, evaluation: { ...tiny.evaluation, backend: 'vllm' as const } }
   assert.deepEqual(changed(tiny, after), ['samples', 'verdicts'])
+  const described = { ...tiny, training: { ...tiny.training, rat: tiny.training.fspo } }
+  const read = ['descriptions', 'samples', 'scores', 'verdicts']
+  assert.deepEqual(changed(described, { ...described, evaluation: after.evaluation }), read)
 })
 
 test('another seed changes every stage', () => {
