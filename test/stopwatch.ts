@@ -37,7 +37,7 @@ export interface Bench {
   cells: Cell[]
 }
 
-/** Steps of an engine as `fspo run` starts it, one per chosen cell; the first two come first, the rest anyhow. */
+/** Steps of an engine as `fspo run` starts it, one per chosen cell, after one of each that warms it up. */
 export async function measureEngine(
   { folder, cells }: Bench,
   {
@@ -46,7 +46,9 @@ export async function measureEngine(
     precision,
   }: { chosen: number[]; program?: EngineProgram; precision?: 'bfloat16' },
 ): Promise<Sample[]> {
-  const { seed, order } = orderOf(chosen.length)
+  const seed = 0
+  const order = createOrder(chosen.length, { batch: 1, seed })
+  const steps = 2 * chosen.length
   const checkpoint = join(folder, 'model')
   const spec = {
     v: 1,
@@ -56,7 +58,7 @@ export async function measureEngine(
     reference: checkpoint,
     data: chosen.map((cell) => join(folder, `rows-${cell}.parquet`)),
     batch: 1,
-    steps: chosen.length + 1, // the last is not waited for, nor is the checkpoint after it
+    steps: steps + 1, // the last is not waited for, nor is the checkpoint after it
     seed,
     maxTokens: 4096,
     out: join(folder, 'out'),
@@ -66,8 +68,8 @@ export async function measureEngine(
   }
   const engine = startEngine(folder, spec, { env: calm, ...(program && { program }) })
   try {
-    return await meter(engine.child, {
-      cells: order.map((place) => cells[chosen[place]!]!),
+    const all = await meter(engine.child, {
+      cells: Array.from({ length: steps }, (_, step) => cells[chosen[order(step)[0]!]!]!),
       async next(step) {
         await engine.until((event) => event.event === 'step' && event.step === step)
         if (engine.events.some((event) => event.event === 'step' && event.step === step))
@@ -75,18 +77,20 @@ export async function measureEngine(
         throw new Error(`the engine ended: ${JSON.stringify(engine.events.at(-1))}`)
       },
     })
+    return all.slice(chosen.length)
   } finally {
     engine.child.kill('SIGKILL')
     await engine.exit
   }
 }
 
-/** Steps of TRL's DPOTrainer, one pair of each chosen cell, in their order. */
+/** Steps of TRL's DPOTrainer, one pair of each chosen cell, in their order, after one of each that warms it up. */
 export async function measureTrl(
   { folder, cells }: Bench,
   { chosen, python, completionOnly }: { chosen: number[]; python: string; completionOnly: boolean },
 ): Promise<Sample[]> {
-  const ask = JSON.stringify({ cells: chosen, completionOnly })
+  const twice = [...chosen, ...chosen]
+  const ask = JSON.stringify({ cells: twice, completionOnly })
   const child = spawn(python, [benchScript, 'trl', folder, ask], {
     env: { ...process.env, ...calm, HF_HOME: join(folder, 'hub') },
     stdio: ['ignore', 'pipe', 'pipe'],
@@ -96,8 +100,8 @@ export async function measureTrl(
   const ended = once(child, 'close')
   const lines = createInterface(child.stdout)[Symbol.asyncIterator]()
   try {
-    return await meter(child, {
-      cells: chosen.map((cell) => ({ ...cells[cell]!, pairs: 1 })),
+    const all = await meter(child, {
+      cells: twice.map((cell) => ({ ...cells[cell]!, pairs: 1 })),
       async next() {
         for (;;) {
           const { value, done } = await lines.next()
@@ -110,6 +114,7 @@ export async function measureTrl(
         }
       },
     })
+    return all.slice(chosen.length)
   } finally {
     child.kill('SIGKILL')
     await ended
@@ -124,7 +129,7 @@ async function meter(
   { cells, next }: { cells: Cell[]; next: (step: number) => Promise<Spared> },
 ): Promise<Sample[]> {
   const samples: Sample[] = []
-  let before = { at: performance.now(), cpuMs: 0 } // of the warm-up nobody asks
+  let before = { at: performance.now(), cpuMs: 0 } // of the first step nobody asks
   for (const [i, cell] of cells.entries()) {
     const spared = await next(i + 1)
     const { child: usage } = readUsage({ child: child.pid! })
@@ -138,13 +143,4 @@ async function meter(
     before = now
   }
   return samples
-}
-
-/** A seed whose first epoch starts with units 0 and 1, and that epoch's order. */
-function orderOf(count: number): { seed: number; order: number[] } {
-  for (let seed = 0; ; seed++) {
-    const at = createOrder(count, { batch: 1, seed })
-    const order = Array.from({ length: count }, (_, step) => at(step)[0]!)
-    if (order[0] === 0 && order[1] === 1) return { seed, order }
-  }
 }
