@@ -10,7 +10,7 @@ twice as long there.
 
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention as sdpa
@@ -122,9 +122,7 @@ def _attend(fold: Fold, query, key, value, scaling) -> list[torch.Tensor]:
 def _causal(query, key, value, scaling) -> torch.Tensor:
     if not _is_dense(query, key):
         return sdpa(query, *_per_head(query, key, value), is_causal=True, scale=scaling)
-    size = query.shape[2]
-    seen = torch.ones(size, size, dtype=torch.bool, device=query.device).tril()
-    return _dense(query, key, value, _bias_of(seen, query.dtype), scaling)
+    return _dense(query, key, value, _causal_bias(query.shape[2], query.dtype, query.device), scaling)
 
 
 def _is_dense(query, key) -> bool:
@@ -140,8 +138,13 @@ def _dense(query, key, value, bias, scaling) -> torch.Tensor:
     scaling = size**-0.5 if scaling is None else scaling
     grouped = (query * scaling).reshape(rows, shared, -1, size)
     scores = (grouped @ key.transpose(2, 3)).view(rows, shared, heads // shared, length, -1)
-    shares = (scores + bias.unsqueeze(-3)).softmax(-1).view(rows, shared, -1, key.shape[2])
+    shares = scores.add_(bias.unsqueeze(-3)).softmax(-1).view(rows, shared, -1, key.shape[2])
     return (shares @ value).view(rows, heads, length, size)
+
+
+@lru_cache(maxsize=8)
+def _causal_bias(size: int, kind: torch.dtype, device: torch.device) -> torch.Tensor:
+    return _bias_of(torch.ones(size, size, dtype=torch.bool, device=device).tril(), kind)
 
 
 def _bias_of(mask: torch.Tensor, kind: torch.dtype) -> torch.Tensor:

@@ -67,8 +67,7 @@ class Policy(torch.nn.Module):
         head = self.model.get_output_embeddings()
 
         def of(rows: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-            logits = head(rows)
-            return _PickedLogps.apply(logits if logits.dtype == torch.float64 else logits.float(), wanted)
+            return _PickedLogps.apply(head(rows), wanted)
 
         size = hidden.shape[0] * self.model.config.vocab_size * 4
         if not torch.is_grad_enabled() or size <= WHOLE_HEAD_BYTES:
@@ -80,21 +79,29 @@ class Policy(torch.nn.Module):
 
 
 class _PickedLogps(torch.autograd.Function):
-    """Log-softmax of each row at one column. Its gradient takes the place of the logits, the largest tensor of all,
-    where autograd would hold three of their size."""
+    """Log-softmax of each row at one column, in float32 at least. Its gradient takes the place of the logits, the
+    largest tensor of all, where autograd would hold three of their size."""
 
     @staticmethod
     def forward(ctx, logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-        norms = torch.cat([rows.logsumexp(1) for rows in logits.split(HEAD_ROWS)])
+        norms = torch.cat([_wide(rows).logsumexp(1) for rows in logits.split(HEAD_ROWS)])
         ctx.save_for_backward(logits, wanted, norms)
-        return logits.gather(1, wanted[:, None])[:, 0] - norms
+        return logits.gather(1, wanted[:, None])[:, 0].to(norms.dtype) - norms
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: torch.Tensor):
         logits, wanted, norms = ctx.saved_tensors
-        slopes = logits.sub_(norms[:, None]).exp_().mul_(-gradient[:, None])
-        return slopes.scatter_add_(1, wanted[:, None], gradient[:, None]), None
+        parts = (tensor.split(HEAD_ROWS) for tensor in (logits, wanted[:, None], norms[:, None], gradient[:, None]))
+        for rows, columns, norm, slope in zip(*parts):
+            slopes = _wide(rows).sub_(norm).exp_().mul_(-slope).scatter_add_(1, columns, slope)
+            rows.copy_(slopes)  # nothing to do where they are the rows themselves
+        return logits, None
+
+
+def _wide(rows: torch.Tensor) -> torch.Tensor:
+    """The rows themselves where they are float32 or float64, else their float32 copy."""
+    return rows if rows.dtype in (torch.float32, torch.float64) else rows.float()
 
 
 class Duplicates:
