@@ -106,17 +106,17 @@ test('what a training user prefers tells nothing of a taste they do not have', (
   assert.ok(Math.abs(agreeing / inBoth.length - 0.5) < 0.1, `${agreeing} of ${inBoth.length}`)
 })
 
-test('mirrored groups hold the same pairs labelled by users of opposite taste', () => {
+test('groups hold the same pairs, labelled by two users who disagree about each', () => {
   const groups = [...groupBy(chain.episodes, ({ group }) => group).values()]
   assert.ok(groups.length > 0)
   for (const rows of groups) {
     const half = rows.length / 2
     for (const [i, row] of rows.slice(0, half).entries()) {
-      const mirror = rows[half + i]!
-      assert.notEqual(row.user, mirror.user)
+      const other = rows[half + i]!
+      assert.notEqual(row.user, other.user)
       assert.deepEqual(
         [row.query, row.chosen, row.rejected],
-        [mirror.query, mirror.rejected, mirror.chosen],
+        [other.query, other.rejected, other.chosen],
       )
     }
   }
