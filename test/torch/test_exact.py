@@ -70,6 +70,27 @@ def test_a_shared_prefix_changes_nothing(attention, queries, empty_query):
         assert worst(measure(policy, trees, True, objective), expected) <= LIMIT
 
 
+@pytest.mark.parametrize(("precision", "limit"), [("float64", 1e-12), ("bfloat16", 0.2)])
+def test_log_probs_and_gradients_are_those_of_the_stock_model(precision, limit):
+    (tree,) = ragged_trees(1)[:1]
+    (branch,) = tree.branches
+    branch.answers = branch.answers[:1]
+    model = tiny_model() if precision == "float64" else tiny_model().float()
+    policy = Policy(model, precision=precision)
+    context, answer = [*tree.prefix, *branch.query], branch.answers[0]
+    logits = model(input_ids=torch.tensor([context + answer])).logits[0, len(context) - 1 : -1]
+    expected = logits.log_softmax(-1).gather(1, torch.tensor(answer)[:, None]).sum()
+    expected.backward()
+    oracle = {name: one.grad for name, one in model.named_parameters()}
+    policy.zero_grad(set_to_none=True)
+    with policy.attending():
+        found = policy(plan_trees([tree]))[0]
+        found.backward()
+    assert abs(found / expected - 1) <= limit
+    for name, one in model.named_parameters():
+        assert (one.grad - oracle[name]).norm() <= limit * oracle[name].norm(), name
+
+
 @pytest.mark.parametrize("kind", ["smollm2", "qwen2", "qwen3", "mistral"])
 def test_every_family_of_models_is_exact(kind, attention):
     trees = ragged_trees(3, empty_query=True)
