@@ -17,6 +17,9 @@ const stepSchema = z.object({ optimizerSeconds: z.number(), optimizerCpuSeconds:
 /** Before torch or TensorFlow start: idle threads that spin would slow whoever else computes. */
 const calm = { OMP_WAIT_POLICY: 'passive', GOMP_SPINCOUNT: '0' }
 
+/** Steps of each size, the last of which counts: memory that a virtual machine never used costs the first ones seconds. */
+const visits = 3
+
 /** An episode's size: tokens of the prefix, and pairs that share it. */
 export interface Cell {
   prefix: number
@@ -37,7 +40,7 @@ export interface Bench {
   cells: Cell[]
 }
 
-/** Steps of an engine as `fspo run` starts it, one per chosen cell, after one of each that warms it up. */
+/** Steps of an engine as `fspo run` starts it, one per chosen cell, after others of each that warm it up. */
 export async function measureEngine(
   { folder, cells }: Bench,
   {
@@ -48,7 +51,7 @@ export async function measureEngine(
 ): Promise<Sample[]> {
   const seed = 0
   const order = createOrder(chosen.length, { batch: 1, seed })
-  const steps = 2 * chosen.length
+  const steps = visits * chosen.length
   const checkpoint = join(folder, 'model')
   const spec = {
     v: 1,
@@ -77,20 +80,20 @@ export async function measureEngine(
         throw new Error(`the engine ended: ${JSON.stringify(engine.events.at(-1))}`)
       },
     })
-    return all.slice(chosen.length)
+    return all.slice(-chosen.length)
   } finally {
     engine.child.kill('SIGKILL')
     await engine.exit
   }
 }
 
-/** Steps of TRL's DPOTrainer, one pair of each chosen cell, in their order, after one of each that warms it up. */
+/** Steps of TRL's DPOTrainer, one pair of each chosen cell, in their order, after others of each that warm it up. */
 export async function measureTrl(
   { folder, cells }: Bench,
   { chosen, python, completionOnly }: { chosen: number[]; python: string; completionOnly: boolean },
 ): Promise<Sample[]> {
-  const twice = [...chosen, ...chosen]
-  const ask = JSON.stringify({ cells: twice, completionOnly })
+  const every = Array.from({ length: visits }, () => chosen).flat()
+  const ask = JSON.stringify({ cells: every, completionOnly })
   const child = spawn(python, [benchScript, 'trl', folder, ask], {
     env: { ...process.env, ...calm, HF_HOME: join(folder, 'hub') },
     stdio: ['ignore', 'pipe', 'pipe'],
@@ -101,7 +104,7 @@ export async function measureTrl(
   const lines = createInterface(child.stdout)[Symbol.asyncIterator]()
   try {
     const all = await meter(child, {
-      cells: twice.map((cell) => ({ ...cells[cell]!, pairs: 1 })),
+      cells: every.map((cell) => ({ ...cells[cell]!, pairs: 1 })),
       async next() {
         for (;;) {
           const { value, done } = await lines.next()
@@ -114,7 +117,7 @@ export async function measureTrl(
         }
       },
     })
-    return all.slice(chosen.length)
+    return all.slice(-chosen.length)
   } finally {
     child.kill('SIGKILL')
     await ended

@@ -48,7 +48,7 @@ type Samples = Map<string, { row: Pick<Row, 'trainer' | 'layers' | 'prefix'>; sa
 /**
  * Training steps of both engines and of TRL 1.16's DPOTrainer on the same random-weight SmolLM2-135M and texts,
  * interleaved: `npm run bench -- train [--rounds 3] [--layers 30] [--json]`. Every figure is the median of the
- * rounds; each process takes a step of every size before, unmeasured. TRL takes one pair per step and precomputed reference
+ * rounds; each process takes two steps of every size before, unmeasured. TRL takes one pair per step and precomputed reference
  * log-probs, without activation checkpointing, which is its fastest way; its optimizer counts once in four pairs.
  */
 export async function train(args: string[]): Promise<void> {

@@ -18,6 +18,7 @@ from .tokens import Tokens
 
 CACHE_BYTES = 2**30  # of the rows generated together
 ROWS = 256
+KEPT_SHARE = 0.75  # rows that have ended stay until no more than this are left: leaving them out copies the slots
 _OUTPUT = {"id": arrow.string(), "draw": arrow.int64(), "text": arrow.string(), "tokens": arrow.int64()}
 
 
@@ -106,23 +107,24 @@ def cut_batches(jobs: list[Job], model, new_tokens: int, halved: bool = False) -
 def generate(model, tokens, jobs: list[Job], spec, progress: Progress) -> bool:
     """Fills the jobs' ids. Returns False when asked to stop."""
     logits, slots, seen = _read_prompts(model, jobs, spec.maxNewTokens)
-    active = jobs
+    held = jobs  # a row of the slots each
+    going = list(range(len(jobs)))  # rows whose answers have not ended
     positions = torch.tensor([len(job.prefix) + len(job.query) for job in jobs], device=seen.device)
-    for _ in range(spec.maxNewTokens):
+    for count in range(1, spec.maxNewTokens + 1):
         if stop_requested():
             return False
-        _choose_all(active, logits[:, : tokens.size], spec, tokens.stop_ids)
-        going = [i for i, job in enumerate(active) if job.ids[-1] not in tokens.stop_ids]
-        if not going or len(active[0].ids) == spec.maxNewTokens:
+        _choose_all([held[row] for row in going], logits[going, : tokens.size], spec, tokens.stop_ids)
+        going = [row for row in going if held[row].ids[-1] not in tokens.stop_ids]
+        if not going or count == spec.maxNewTokens:
             break
-        if len(going) < len(active):
+        progress.say(len(jobs) - len(going))
+        if len(going) <= KEPT_SHARE * len(held):
             rows = torch.tensor(going, device=seen.device)
             slots.keep(rows)
             seen, positions = seen[rows], positions[rows]
-            active = [active[i] for i in going]
-        progress.say(len(jobs) - len(active))
+            held, going = [held[row] for row in going], list(range(len(going)))
         seen[:, slots.length] = True
-        latest = torch.tensor([[job.ids[-1]] for job in active], device=seen.device)
+        latest = torch.tensor([[job.ids[-1]] for job in held], device=seen.device)
         mask = seen[:, None, None, : slots.length + 1]
         logits = _forward(model, latest, positions[:, None], mask, slots)[:, -1]
         positions = positions + 1
