@@ -128,15 +128,22 @@ test('an attempt stops as soon as a later one has begun, and writes nothing more
   assert.notEqual(second.out, first.out)
 })
 
-test('an attempt whose work another one has sealed meanwhile stops, and writes nothing more', async (t) => {
-  const { store, machine } = places(t)
-  const late = await prepare({ store, machine: machine('a'), marks: ['often'], steps: 100_000 })
-  const running = late.run()
-  await late.until('ckpt')
-  for (const key of await store.list(`${prefix}/`)) await store.remove(key) // as a seal sweeps
-  await assert.rejects(running, { name: 'Fenced', message: /attempt 1 .* stops: it is sealed/ })
-  assert.deepEqual(await checkpoints(store), [])
-})
+const soon = { timeout: 60_000 } // an attempt that is not stopped would go on for hours
+
+test(
+  'an attempt whose work was sealed meanwhile stops, and writes nothing more',
+  soon,
+  async (t) => {
+    const { store, machine } = places(t)
+    const late = await prepare({ store, machine: machine('a'), marks: ['often'], steps: 100_000 })
+    t.after(() => late.stop.abort())
+    const running = late.run()
+    await late.until('ckpt')
+    for (const key of await store.list(`${prefix}/`)) await store.remove(key) // as a seal sweeps
+    await assert.rejects(running, { name: 'Fenced', message: /attempt 1 .* stops: it is sealed/ })
+    assert.deepEqual(await checkpoints(store), [])
+  },
+)
 
 test('another run that makes the same stage is let be', async (t) => {
   const { store, machine } = places(t)
