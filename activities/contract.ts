@@ -165,6 +165,7 @@ export const engineEventSchema = z.discriminatedUnion('event', [
     event: z.literal('progress'),
     done: z.int().nonnegative(),
     total: z.int().nonnegative(),
+    of: z.literal('reference').optional(), // what goes before the steps
   }),
   // A resumable checkpoint stands at `path`, which later ones replace: link it, or copy it at once.
   z.strictObject({ event: z.literal('ckpt'), step: z.int().nonnegative(), path }),

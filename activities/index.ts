@@ -195,12 +195,12 @@ async function runEngine(
   function onEvent(event: EngineEvent) {
     hear(event)
     if (event.event === 'step') move(event.step, event.totalSteps)
-    if (event.event === 'progress') move(event.done, event.total)
+    if (event.event === 'progress') move(event.done, event.total, event.of)
   }
 
-  function move(done: number, total: number) {
+  function move(done: number, total: number, of?: 'reference') {
     hasMoved = true
-    beat.set({ v: 1, done, total, idle: 0 })
+    beat.set({ v: 1, done, total, of, idle: 0 })
   }
 
   function onHung() {

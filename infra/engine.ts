@@ -231,7 +231,8 @@ function check({ last, exit, folder, silentMs, said, wasKilledForMemory }: End) 
       `the engine ran out of memory ${after} (${exit}): use smaller steps or texts, or a larger machine`,
     )
   }
-  throw new FspoError('EngineExit', `the engine ended with ${exit} ${after}; ${log}`, {
+  const hint = mutelyOutOfMemory.has(exit) ? ', as it may where memory is short' : ''
+  throw new FspoError('EngineExit', `the engine ended with ${exit} ${after}${hint}; ${log}`, {
     retryable: true,
   })
 }
@@ -239,6 +240,9 @@ function check({ last, exit, folder, silentMs, said, wasKilledForMemory }: End) 
 /** What runtimes say before they abort for want of memory. */
 const outOfMemory =
   /heap out of memory|bad_alloc|OOM when allocating|Cannot allocate memory|Unable to allocate/
+
+/** How TensorFlow ends about one time in three when memory is out, without a word of it. */
+const mutelyOutOfMemory = new Set(['SIGSEGV', 'SIGABRT'])
 
 function readFrom(path: string, from: number): string {
   const file = openSync(path, 'r')

@@ -45,6 +45,18 @@ test('whoever watches sees the rate of the last half minute', () => {
   assert.deepEqual(seen(900), { itemsPerSecond: 20, secondsLeft: 5 })
 })
 
+test('an engine that reads its reference says so, and its steps have a pace of their own', () => {
+  const reading = atWork({ done: 29, total: 34, of: 'reference' })
+  assert.match(describeView(viewOf([reading]))[0] ?? '', / reference 29\/34 /)
+  let now = 0
+  const meter = createMeter(() => now)
+  meter({ ...reading, done: 0, startedAt: 1 })
+  now = 20_000
+  meter(atWork({ done: 0, total: 160, startedAt: 1 }))
+  now = 30_000
+  assert.equal(meter(atWork({ done: 5, total: 160, startedAt: 1 })).itemsPerSecond, 0.5)
+})
+
 test('times are short words', () => {
   assert.deepEqual([49.4, 200, 7500].map(readable), ['49 s', '3:20', '2 h 05'])
 })

@@ -153,6 +153,18 @@ test('a curve holds each step once, and its plot is a whole SVG', () => {
   assert.equal(renderCurve(readCurve(''), 'none'), '')
 })
 
+test('the reference pass is named, and takes nothing from the pace of the steps', () => {
+  let at = 0
+  const view = createView(() => at)
+  const reference = { event: 'progress', of: 'reference', total: 4 } as const
+  view({ ...reference, done: 1 })
+  at = 3_000
+  assert.match(view({ ...reference, done: 2 }).line ?? '', /^reference 2\/4 █{10}░{10} 6 s left$/)
+  view(step(1, 9))
+  at = 5_000
+  assert.match(view(step(2, 8)).line ?? '', /4 pairs\/s {2}4 s left$/)
+})
+
 test('progress tells loss, margin, accuracy, pairs a second and the time left', () => {
   let at = 0
   const view = createView(() => at)

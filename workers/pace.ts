@@ -9,6 +9,7 @@ export interface Pace {
 interface Sample {
   at: number
   done: number
+  of: StageView['of']
 }
 
 const windowMs = 30_000
@@ -30,8 +31,10 @@ export function createMeter(clock: () => number = Date.now): (stage: StageView) 
       return paceOf(stage, 0)
     }
     const now = clock()
-    const samples = (seen.get(stage.stage) ?? []).filter(({ at }) => now - at <= windowMs)
-    samples.push({ at: now, done: stage.done })
+    const samples = (seen.get(stage.stage) ?? []).filter(
+      ({ at, of }) => now - at <= windowMs && of === stage.of,
+    )
+    samples.push({ at: now, done: stage.done, of: stage.of })
     seen.set(stage.stage, samples)
     const [first] = samples
     if (!first || now - first.at < enoughMs) return meanPace(stage, now)

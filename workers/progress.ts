@@ -45,6 +45,7 @@ export function createProgress(stream: NodeJS.WriteStream): Progress {
 export function createView(now: () => number = () => performance.now()) {
   let first: { at: number; done: number } | undefined
   let pairs = 0
+  let isReference = false // its pace is not the steps'
 
   function pace(done: number, total: number) {
     first ??= { at: now(), done }
@@ -59,6 +60,8 @@ export function createView(now: () => number = () => performance.now()) {
         return { stays: describeData(event) }
       case 'step': {
         const { step, totalSteps, metrics } = event
+        if (isReference) first = undefined
+        isReference = false
         const isFirst = first === undefined
         const { seconds, eta } = pace(step, totalSteps)
         pairs += isFirst ? 0 : (metrics.pairs ?? 0)
@@ -73,8 +76,10 @@ export function createView(now: () => number = () => performance.now()) {
         return { line, isLast: step === totalSteps }
       }
       case 'progress': {
-        const { done, total } = event
-        const line = `${done}/${total} ${bar(done, total)} ${pace(done, total).eta}`.trimEnd()
+        const { done, total, of } = event
+        isReference = of === 'reference'
+        const line =
+          `${of ? `${of} ` : ''}${done}/${total} ${bar(done, total)} ${pace(done, total).eta}`.trimEnd()
         return { line, isLast: done === total }
       }
       case 'eval': {

@@ -13,6 +13,8 @@ export interface StageView extends Omit<StageProgress, 'state'> {
   /** Items done, those of unsealed shards included; steps, for an engine. */
   done: number
   total: number
+  /** What is counted when it is not the stage's own items or steps. */
+  of?: 'reference'
   inFlight: number
 }
 
@@ -40,6 +42,7 @@ const beatSchema = z.object({
   promptTokens: z.number().default(0),
   completionTokens: z.number().default(0),
   total: z.number().default(0),
+  of: z.literal('reference').optional(),
 })
 const spentFields = ['rejects', 'costUsd', 'promptTokens', 'completionTokens'] as const
 
@@ -131,6 +134,7 @@ async function readAtWork(client: Client, workflowId: string): Promise<StageView
     inFlight: work.length + sum(partitions, 'inFlight'),
     done: engine ? engine.done : current.itemsDone + sum(beats, 'done') + sum(partitions, 'done'),
     total: engine ? engine.total : isEngine ? 0 : current.items,
+    ...(engine?.of && { of: engine.of }),
   }
   for (const field of spentFields) view[field] += sum(beats, field) + sum(partitions, field)
   return view

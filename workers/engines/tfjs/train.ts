@@ -231,7 +231,8 @@ async function readReferences(
   for (const [done, trees] of chunks.entries()) {
     const { logps } = scoreTrees({ ...method, llama: reference }, tensor, trees)
     splitByTree(trees, logps).forEach((part, i) => method.references.set(trees[i]!, part))
-    if (chunks.length > 1) emit({ event: 'progress', done: done + 1, total: chunks.length })
+    if (chunks.length > 1)
+      emit({ event: 'progress', done: done + 1, total: chunks.length, of: 'reference' })
     await stop.breathe()
     if (stop.requested) return false
   }

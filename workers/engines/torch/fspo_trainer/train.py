@@ -153,7 +153,7 @@ def _read_references(spec, reference: Policy | None, units, ranks: Ranks) -> boo
         if ranks.any(stop_requested()):
             return False
         if time.monotonic() - said > 5:
-            emit("progress", done=done + 1, total=len(chunks))
+            emit("progress", done=done + 1, total=len(chunks), of="reference")
             said = time.monotonic()
     if ranks.world > 1:
         _exchange_references(trees, ranks)
