@@ -65,6 +65,20 @@ test('an engine that dies is retryable, and goes on from its checkpoint', async 
   assert.deepEqual(steps, [3, 4, 5])
 })
 
+test('a crash without a word, as of TensorFlow out of memory, is retryable and says what it may be', async () => {
+  const { folder } = prepare()
+  const crash = "process.kill(process.pid, 'SIGSEGV')"
+  const engine = createEngine({
+    command: [process.execPath, '-e', crash],
+    events: engineEventSchema,
+  })
+  await assert.rejects(engine.run({ command: 'train' }, { folder }), {
+    name: 'EngineExit',
+    retryable: true,
+    message: /SIGSEGV before its first event, as it may where memory is short; see .*stderr\.log$/,
+  })
+})
+
 test('an abort lets the engine save its checkpoint and rejects with the reason', async () => {
   const { engine, folder, out, events, onEvent, until, spec } = prepare()
   writeFileSync(`${out}.hold`, '')
