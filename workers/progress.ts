@@ -78,8 +78,8 @@ export function createView(now: () => number = () => performance.now()) {
       case 'progress': {
         const { done, total, of } = event
         isReference = of === 'reference'
-        const line =
-          `${of ? `${of} ` : ''}${done}/${total} ${bar(done, total)} ${pace(done, total).eta}`.trimEnd()
+        const counted = [of, `${done}/${total}`].join(' ').trim()
+        const line = `${counted} ${bar(done, total)} ${pace(done, total).eta}`.trimEnd()
         return { line, isLast: done === total }
       }
       case 'eval': {
@@ -91,10 +91,7 @@ export function createView(now: () => number = () => performance.now()) {
       }
       case 'hello': {
         first = undefined
-        const versions = Object.entries(event.versions).map(
-          ([name, version]) => `${name} ${version}`,
-        )
-        return { stays: `${event.engine} (${versions.join(', ')})` }
+        return { stays: describeEngine(event) }
       }
       case 'preempted':
         return { stays: `stopped after step ${event.step}` }
@@ -121,4 +118,9 @@ function named(name: string, value: number | undefined): string[] {
 
 function show(value: number | undefined): string {
   return value === undefined ? '-' : String(Number(value.toPrecision(3)))
+}
+
+function describeEngine({ engine, versions }: Extract<EngineEvent, { event: 'hello' }>): string {
+  const named = Object.entries(versions).map(([name, version]) => `${name} ${version}`)
+  return `${engine} (${named.join(', ')})`
 }
