@@ -163,6 +163,10 @@ test('the reference pass is named, and takes nothing from the pace of the steps'
   view(step(1, 9))
   at = 5_000
   assert.match(view(step(2, 8)).line ?? '', /4 pairs\/s {2}4 s left$/)
+  view({ event: 'hello', engine: 'tfjs', versions: {}, pids: [] })
+  view(step(3, 8))
+  at = 7_000
+  assert.match(view(step(4, 8)).line ?? '', /4 pairs\/s$/, 'what another engine did is not counted')
 })
 
 test('progress tells loss, margin, accuracy, pairs a second and the time left', () => {

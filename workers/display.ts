@@ -122,7 +122,7 @@ function shorten(count: number): string {
 
 /** One stage: bar, items, rate, rejects, dollars, and the time it still takes, or took. */
 export function line(stage: StageView, pace: Pace = meanPace(stage), barWidth = wideBar): string {
-  const { state, done, total, of, rejects, costUsd, error } = stage
+  const { state, done, total, rejects, costUsd, error } = stage
   const name = stage.stage.padEnd(12)
   if (state === 'waiting' || state === 'skipped') return `${name} ${' '.repeat(barWidth)}  ${state}`
   if (state === 'failed') return `${name} ${' '.repeat(barWidth)}  failed: ${error}`
@@ -130,14 +130,18 @@ export function line(stage: StageView, pace: Pace = meanPace(stage), barWidth = 
   const filled = Math.round(share * barWidth)
   return [
     `${name} ${'█'.repeat(filled)}${'░'.repeat(barWidth - filled)} `,
-    (total > 0 || isMade(stage) ? [of, `${done}/${total}`].join(' ').trim() : 'queued').padStart(
-      15,
-    ),
+    countOf(stage).padStart(15),
     rateOf(stage, pace).padStart(7),
     `${rejects} rejects`.padStart(11),
     `$${costUsd.toFixed(2)}`.padStart(8),
     timeOf(stage, pace).padStart(10),
   ].join(' ')
+}
+
+function countOf(stage: StageView): string {
+  const { done, total, of } = stage
+  if (total === 0 && !isMade(stage)) return 'queued'
+  return [of, `${done}/${total}`].join(' ').trim()
 }
 
 function rateOf({ state, done, seconds }: StageView, { itemsPerSecond }: Pace): string {

@@ -43,15 +43,21 @@ export function createProgress(stream: NodeJS.WriteStream): Progress {
 
 /** What an event looks like, given those before it: a line that moves, or one that stays. */
 export function createView(now: () => number = () => performance.now()) {
-  let first: { at: number; done: number } | undefined
+  let first: { at: number; done: number; of: string | undefined } | undefined
   let pairs = 0
-  let isReference = false // its pace is not the steps'
 
-  function pace(done: number, total: number) {
-    first ??= { at: now(), done }
-    const seconds = (now() - first.at) / 1000
-    const left = done > first.done ? ((total - done) * seconds) / (done - first.done) : undefined
-    return { seconds, eta: left === undefined || done >= total ? '' : `${readable(left)} left` }
+  /** Of what is counted now, be it steps, answers or the reference's pairs; each has a pace of its own. */
+  function pace({ done, total, of }: { done: number; total: number; of?: string | undefined }) {
+    const before = first?.of === of ? first : undefined
+    const start = before ?? { at: now(), done, of }
+    first = start
+    const seconds = (now() - start.at) / 1000
+    const left = done > start.done ? ((total - done) * seconds) / (done - start.done) : undefined
+    return {
+      isFirst: !before,
+      seconds,
+      eta: left === undefined || done >= total ? '' : `${readable(left)} left`,
+    }
   }
 
   return (event: EngineEvent): { line?: string; stays?: string; isLast?: boolean } => {
@@ -60,11 +66,8 @@ export function createView(now: () => number = () => performance.now()) {
         return { stays: describeData(event) }
       case 'step': {
         const { step, totalSteps, metrics } = event
-        if (isReference) first = undefined
-        isReference = false
-        const isFirst = first === undefined
-        const { seconds, eta } = pace(step, totalSteps)
-        pairs += isFirst ? 0 : (metrics.pairs ?? 0)
+        const { isFirst, seconds, eta } = pace({ done: step, total: totalSteps })
+        pairs = isFirst ? 0 : pairs + (metrics.pairs ?? 0)
         const figures = [
           `loss ${show(metrics.loss)}`,
           ...named('margin', metrics['rewards/margins']),
@@ -77,9 +80,8 @@ export function createView(now: () => number = () => performance.now()) {
       }
       case 'progress': {
         const { done, total, of } = event
-        isReference = of === 'reference'
         const counted = [of, `${done}/${total}`].join(' ').trim()
-        const line = `${counted} ${bar(done, total)} ${pace(done, total).eta}`.trimEnd()
+        const line = `${counted} ${bar(done, total)} ${pace({ done, total, of }).eta}`.trimEnd()
         return { line, isLast: done === total }
       }
       case 'eval': {
@@ -121,6 +123,6 @@ function show(value: number | undefined): string {
 }
 
 function describeEngine({ engine, versions }: Extract<EngineEvent, { event: 'hello' }>): string {
-  const named = Object.entries(versions).map(([name, version]) => `${name} ${version}`)
-  return `${engine} (${named.join(', ')})`
+  const parts = Object.entries(versions).map(([name, version]) => `${name} ${version}`)
+  return `${engine} (${parts.join(', ')})`
 }
