@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict'
 import { spawnSync } from 'node:child_process'
-import { mkdirSync, readFileSync } from 'node:fs'
+import { mkdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { test, type TestContext } from 'node:test'
 
@@ -47,6 +47,30 @@ async function learn(
 }
 
 const { command: tfjs } = findEngine('tfjs', process.env)
+
+/** A shell's words that put it, and what it becomes, where the kernel kills what takes more; undefined where we may not. */
+function confine(t: TestContext, bytes: number): string[] | undefined {
+  const versions = [
+    ['/sys/fs/cgroup/memory', 'memory.limit_in_bytes'],
+    ['/sys/fs/cgroup', 'memory.max'],
+  ] as const
+  for (const [root, file] of versions) {
+    const group = join(root, `fspo-${process.pid}`)
+    try {
+      mkdirSync(group)
+    } catch {
+      continue
+    }
+    t.after(() => rmdirSync(group))
+    try {
+      writeFileSync(join(group, file), String(bytes), { flag: 'r+' })
+    } catch {
+      continue
+    }
+    return ['sh', '-c', `echo $$ > ${group}/cgroup.procs && exec "$0" "$@"`]
+  }
+  return undefined
+}
 
 test(
   'an engine that memory fails says so in one line, after half the micro-batch too',
@@ -98,6 +122,20 @@ test(
     assert.match(error.message, /\(half the micro-batch, too\)$/)
   },
 )
+
+test('an engine that the kernel kills for memory is tried with half the micro-batch, then given up', async (t) => {
+  const confined = confine(t, 600e6)
+  if (!confined) return t.skip('no memory cgroup may be made here')
+  const { error, isHalved } = await learn(t, {
+    command: [...confined, ...tfjs],
+    width: 2048, // 1.2 GB of weights
+    hidden: 32_768,
+  })
+  assert.equal(error.type, 'OutOfMemory')
+  assert.equal(error.retryable, false)
+  assert.equal(isHalved, true)
+  assert.match(error.message, /ran out of memory .*\(SIGKILL\).*\(half the micro-batch, too\)$/)
+})
 
 test("an engine that V8's heap is too small for is out of memory as well", async (t) => {
   const [node = '', ...args] = tfjs
