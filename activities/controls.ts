@@ -1,4 +1,4 @@
-import { wilson, type Bootstrap, type Interval } from '../infra/stats.ts'
+import { wilson, type Bootstrap, type Interval, type PairObservation } from '../infra/stats.ts'
 import { wordsOf } from './domains/reviews.ts'
 import type { Figure, Report } from './findings.ts'
 import { groupBy } from './groups.ts'
@@ -6,6 +6,7 @@ import {
   creditOf,
   differenceOf,
   figureOf,
+  figuresOf,
   measured,
   type Measure,
   type Scales,
@@ -24,19 +25,37 @@ import { isTrainedCombination } from './users.ts'
  * 100 for one that always sides with each; both users of a disagreement are resampled.
  */
 export function conflictSum(scores: Score[], bootstrap: Bootstrap): Figure {
-  const values = [...groupBy(scores.filter(isHeadline), ({ pair }) => pair).values()].flatMap(
-    (views) => {
-      const first = views.filter(({ likes }) => likes === 'first')
-      const second = views.filter(({ likes }) => likes === 'second')
+  return figureOf(bootstrap.estimatePairs([...disagreementsOf(scores).values()]))
+}
+
+/** Conflict sum of a minus that of b, over the disagreements that both have. */
+export function conflictDifference(
+  { a, b }: { a: Score[]; b: Score[] },
+  bootstrap: Bootstrap,
+): Figure {
+  const others = disagreementsOf(b)
+  const both = [...disagreementsOf(a)].flatMap(([key, { clusters, value }]) => {
+    const other = others.get(key)
+    return other ? [{ clusters, value: value - other.value }] : []
+  })
+  return figureOf(bootstrap.estimatePairs(both))
+}
+
+function disagreementsOf(scores: Score[]): Map<string, PairObservation> {
+  const views = [...groupBy(scores.filter(isHeadline), ({ pair }) => pair)]
+  return new Map(
+    views.flatMap(([pair, all]) => {
+      const first = all.filter(({ likes }) => likes === 'first')
+      const second = all.filter(({ likes }) => likes === 'second')
       return first.flatMap((a) =>
-        second.map((b) => {
+        second.map((b): [string, PairObservation] => {
           const clusters: [string, string] = a.user < b.user ? [a.user, b.user] : [b.user, a.user]
-          return { clusters, value: creditOf(a) + creditOf(b) - 100 }
+          const value = creditOf(a) + creditOf(b) - 100
+          return [JSON.stringify([pair, ...clusters]), { clusters, value }]
         }),
       )
-    },
+    }),
   )
-  return figureOf(bootstrap.estimatePairs(values))
 }
 
 /** Conflict sums of every system that has scores, by name. */
@@ -73,7 +92,7 @@ export function shotCurve(scales: Scales, spec: Spec) {
   const counts = [...new Set([...spec.evaluation.shotCounts, spec.episodes.shots])]
   return counts
     .sort((a, b) => a - b)
-    .map((shots) => ({ shots, ...fspoMeasures(scales, curveName(shots, spec)) }))
+    .map((shots) => ({ shots, ...figuresOf(scales, curveName(shots, spec)) }))
 }
 
 /** FSPO on unseen users whose combination of tastes no training user has (interpolated), and on the rest. */
@@ -92,17 +111,9 @@ export function interpolation(
       outcomes: evidence.outcomes.filter(isThere),
       scores: evidence.scores.filter(isThere),
     }
-    return fspoMeasures({ evidence: part, bootstrap }, systemNames.fspo)
+    return figuresOf({ evidence: part, bootstrap }, systemNames.fspo)
   }
   return { interpolated: within(false), known: within(true) }
-}
-
-function fspoMeasures(scales: Scales, system: string) {
-  return {
-    winRate: measured(scales, { system, cell: headline, measure: 'winRate' }),
-    utility: measured(scales, { system, cell: headline, measure: 'utility' }),
-    accuracy: measured(scales, { system, cell: headline, measure: 'accuracy' }),
-  }
 }
 
 /**

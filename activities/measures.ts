@@ -1,6 +1,6 @@
 import type { Bootstrap, Estimate, Observation } from '../infra/stats.ts'
 import type { Figure } from './findings.ts'
-import type { Cell } from './plan.ts'
+import { headline, type Cell } from './plan.ts'
 import type { Persona, Question, Sample, Verdict } from './records.ts'
 import type { Score } from './scores.ts'
 import { systemNames } from './systems.ts'
@@ -35,6 +35,13 @@ export interface Scales {
 }
 
 export type Measure = 'winRate' | 'winRateDropped' | 'trueWinRate' | 'utility' | 'accuracy'
+
+/** What is told first of a system: its three means over unseen users and questions. */
+export interface Figures {
+  winRate: Figure
+  utility: Figure
+  accuracy: Figure
+}
 
 interface Asked {
   system: string
@@ -135,6 +142,18 @@ export function differenceOf(
     return other ? [{ cluster: mine.cluster, value: mine.value - other.value }] : []
   })
   return figureOf(bootstrap.estimate(pairs))
+}
+
+/** A system's means on the headline cell. */
+export function figuresOf(scales: Scales, system: string): Figures {
+  const mean = (measure: Measure) => measured(scales, { system, cell: headline, measure })
+  return { winRate: mean('winRate'), utility: mean('utility'), accuracy: mean('accuracy') }
+}
+
+/** Means of a - b on what both have of the headline cell. */
+export function differencesOf(scales: Scales, pair: { a: string; b: string }): Figures {
+  const mean = (measure: Measure) => differenceOf(scales, { ...pair, cell: headline, measure })
+  return { winRate: mean('winRate'), utility: mean('utility'), accuracy: mean('accuracy') }
 }
 
 /** An estimate as the report words it. */

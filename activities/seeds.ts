@@ -3,21 +3,20 @@ import { createBootstrap } from '../infra/stats.ts'
 import { conflictSum } from './controls.ts'
 import type { Figure } from './findings.ts'
 import { alignColumns, showDifference, showInterval, showNumber } from './format.ts'
-import { differenceOf, measured, weigh, type Outcome, type Scales } from './measures.ts'
-import { headline } from './plan.ts'
+import {
+  differencesOf,
+  figuresOf,
+  weigh,
+  type Evidence,
+  type Figures,
+  type Scales,
+} from './measures.ts'
 import type { ReportInput } from './report.ts'
-import type { Score } from './scores.ts'
 import { curveName, systemNames, systemsOf } from './systems.ts'
 import { createTruth } from './truth.ts'
 
 /** A finished run: what it was asked for and what it made. */
 export type SeedRun = Pick<ReportInput, 'run' | 'spec' | 'rows'>
-
-interface Figures {
-  winRate: Figure
-  utility: Figure
-  accuracy: Figure
-}
 
 /** Figures of the same run under several seeds, on unseen users and questions. */
 export interface Pooled {
@@ -63,17 +62,7 @@ export function poolRuns(runs: SeedRun[]): Pooled {
         return { utility: utility.mean, accuracy: accuracy.mean, conflictSum: sum.mean }
       }),
     })),
-    differences: compared.map(({ a, b }) => {
-      const differ = (measure: 'winRate' | 'utility' | 'accuracy') =>
-        differenceOf(all, { a, b, cell: headline, measure })
-      return {
-        a,
-        b,
-        winRate: differ('winRate'),
-        utility: differ('utility'),
-        accuracy: differ('accuracy'),
-      }
-    }),
+    differences: compared.map((pair) => ({ ...pair, ...differencesOf(all, pair) })),
   }
 }
 
@@ -112,19 +101,10 @@ export function renderPooled({ runs, systems, differences }: Pooled): string {
   ].join('\n')
 }
 
-function evidenceOf({ run, spec, rows }: SeedRun): { outcomes: Outcome[]; scores: Score[] } {
+function evidenceOf({ run, spec, rows }: SeedRun): Evidence {
   const truth = createTruth({ spec, ...rows })
   const scores = rows.scores.map((score) => ({ ...score, pair: `${run} ${score.pair}` }))
   return { outcomes: weigh({ ...rows, truth }), scores }
-}
-
-function figuresOf(scales: Scales, system: string): Figures {
-  const of = { system, cell: headline }
-  return {
-    winRate: measured(scales, { ...of, measure: 'winRate' }),
-    utility: measured(scales, { ...of, measure: 'utility' }),
-    accuracy: measured(scales, { ...of, measure: 'accuracy' }),
-  }
 }
 
 function conflictsOf({ evidence, bootstrap }: Scales, system: string): Figure {

@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict'
-import { readdirSync, readFileSync } from 'node:fs'
+import { mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { test } from 'node:test'
 
@@ -87,6 +87,7 @@ test('a run whose workers, engine, simulator and server are killed ends with the
   assert.deepEqual(contents(stdout), contents(expected.stdout))
   assert.deepEqual(resultsOf(stdout), resultsOf(expected.stdout))
   assert.equal(stackOf(wild), undefined, 'the stack is gone')
+  await compareWithTwin(wild)
 })
 
 test('when the command itself is killed nothing is left running, and the next one goes on', async () => {
@@ -109,6 +110,18 @@ test('when the command itself is killed nothing is left running, and the next on
   assert.equal(code, 0, stderr)
   assert.ok(JSON.parse(stdout).stages.length > 0)
 })
+
+/** Another run of the same specification shares all stages, so it is as good as made. */
+async function compareWithTwin(folder: string) {
+  const runs = join(folder, '.fspo', 'store', 'runs')
+  const text = readText(join(runs, 'small', 'config.json'))
+  mkdirSync(join(runs, 'twin'))
+  writeFileSync(join(runs, 'twin', 'config.json'), text.replace('"run": "small"', '"run": "twin"'))
+  const { code, stdout, stderr } = await fspo(folder, ['report', 'small', 'twin'])
+  assert.equal(code, 0, stderr)
+  assert.match(stdout, /^FSPO of 2 runs on the same /)
+  assert.match(stdout, /^twin +0\.0 \[0\.0, 0\.0\] /m)
+}
 
 /** Contents of all stages, by name. */
 function contents(json: string) {

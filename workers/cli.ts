@@ -104,13 +104,15 @@ function addOperations(program: Command, finish: (code: ExitCode) => void) {
       finish(await list(flags))
     })
   program
-    .command('report <run>')
-    .description('print the report of a finished run')
+    .command('report <run> [others...]')
+    .description(
+      'print the report of a finished run; of several, set FSPO beside that of the first',
+    )
     .option('--store <url>', storeHelp)
     .option('--json', 'print as JSON')
-    .action(async (run: string, flags: { json?: boolean; store?: string }) => {
-      const { printReport } = await import('./reports.ts')
-      finish(await printReport(run, flags))
+    .action(async (run: string, others: string[], flags: { json?: boolean; store?: string }) => {
+      const { report } = await import('./reports.ts')
+      finish(await report(run, others, flags))
     })
   addHarvest(program, finish)
   addSteering(program, finish)

@@ -1,7 +1,12 @@
 import { mkdirSync, writeFileSync } from 'node:fs'
 import { join, relative } from 'node:path'
 
+import { readAll } from '../activities/reporting.ts'
+import { createRuns } from '../activities/runs.ts'
+import type { SeedRun } from '../activities/seeds.ts'
+import { stageTable } from '../activities/stages.ts'
 import { FspoError } from '../infra/errors.ts'
+import type { Store } from '../infra/store.ts'
 import { openStore, readEnvironment, withStore, type Environment } from './deps.ts'
 import type { ExitCode } from './exits.ts'
 
@@ -34,12 +39,42 @@ export async function fetchReport(
   return { json, table, path: relative(process.cwd(), join(folder, 'report.md')) }
 }
 
-/** `fspo report <run>`. */
-export async function printReport(
+interface ReportFlags {
+  json?: boolean
+  store?: string
+}
+
+/** `fspo report <run> [others...]`. */
+export async function report(
   run: string,
-  { json, store }: { json?: boolean; store?: string },
+  others: string[],
+  { json, store }: ReportFlags,
 ): Promise<ExitCode> {
-  const report = await fetchReport(withStore(readEnvironment(), { flag: store }), run)
+  const environment = withStore(readEnvironment(), { flag: store })
+  if (others.length === 0) return printReport(environment, { run, json })
+  const { compareRuns, renderComparison } = await import('../activities/comparison.ts')
+  const names = [...new Set([run, ...others])]
+  const compared = compareRuns(await readRuns(openStore(environment), names))
+  console.log(json ? JSON.stringify(compared, null, 2) : renderComparison(compared))
+  return 'done'
+}
+
+/** What finished runs were asked for and made. */
+export function readRuns(store: Store, names: string[]): Promise<SeedRun[]> {
+  const runs = createRuns({ store }, stageTable)
+  return Promise.all(
+    names.map(async (name) => {
+      const one = await runs.open(name)
+      return { run: name, spec: one.config.spec, rows: await readAll(one) }
+    }),
+  )
+}
+
+async function printReport(
+  environment: Environment,
+  { run, json }: { run: string; json: boolean | undefined },
+): Promise<ExitCode> {
+  const report = await fetchReport(environment, run)
   console.log(json ? report.json.trimEnd() : `${report.table.trimEnd()}\n\nreport: ${report.path}`)
   return 'done'
 }

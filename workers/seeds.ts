@@ -1,9 +1,8 @@
 import { poolRuns, renderPooled } from '../activities/seeds.ts'
-import { readAll } from '../activities/reporting.ts'
-import { createRuns } from '../activities/runs.ts'
-import { partNames, stageTable } from '../activities/stages.ts'
+import { partNames } from '../activities/stages.ts'
 import { openStore, readEnvironment, withStore } from './deps.ts'
 import type { ExitCode } from './exits.ts'
+import { readRuns } from './reports.ts'
 import { run, type StartFlags } from './run.ts'
 import { readSettings } from './settings.ts'
 
@@ -21,14 +20,8 @@ export async function runSeeds(flags: StartFlags & { seeds: number }): Promise<E
   }
   if (flags.dryRun) return 'done'
   const environment = withStore(readEnvironment(), { flag: flags.store, config: operations.store })
-  const runs = createRuns({ store: openStore(environment) }, stageTable)
-  const made = await Promise.all(
-    all.map(async (seed) => {
-      const one = await runs.open(`${name}-${seed}`)
-      return { run: one.config.run, spec: one.config.spec, rows: await readAll(one) }
-    }),
-  )
-  const pooled = poolRuns(made)
+  const names = all.map((seed) => `${name}-${seed}`)
+  const pooled = poolRuns(await readRuns(openStore(environment), names))
   console.log(flags.json ? JSON.stringify(pooled, null, 2) : `\n${renderPooled(pooled)}`)
   return 'done'
 }
