@@ -1,6 +1,7 @@
 """Training: against torch's own reference values, against TRL, resumed to the bit."""
 
 import json
+import shutil
 import os
 import signal
 import subprocess
@@ -120,6 +121,18 @@ def test_a_stopped_run_goes_on_to_the_very_result_of_an_unbroken_one(engine, tmp
     assert weights[0] == weights[1]
     assert not Path(f"{spec['out']}.work").exists()
     assert engine(spec) == []  # done already
+
+
+def test_a_resumed_run_has_what_the_reference_said_from_its_checkpoint(engine, tmp_path, monkeypatch):
+    reference = Path(shutil.copytree(TINY, tmp_path / "reference"))
+    rows = {"evalData": train_spec(tmp_path)["data"], "evalEvery": 2}
+    spec = train_spec(tmp_path, steps=4, reference=str(reference), **rows)
+    unbroken = losses_of(engine({**spec, "out": str(tmp_path / "calm")}))
+    stop_after(monkeypatch, 2)
+    first = engine(spec)
+    shutil.rmtree(reference)
+    monkeypatch.setattr(training, "stop_requested", lambda: False)
+    assert losses_of(first) + losses_of(engine(spec)) == unbroken
 
 
 def test_a_finished_checkpoint_is_a_plain_folder_and_lora_is_merged_into_it(engine, tmp_path):

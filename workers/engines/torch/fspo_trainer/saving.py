@@ -6,7 +6,9 @@ from pathlib import Path
 from .checkpoint import model_files, plain_parts
 from .events import emit
 from .folder import File, read_manifest, tensor_files, write_folder
+from .references import reference_files
 from .retention import drop_old, drop_others
+from .tree import trees_of
 
 
 def save_progress(run, done: int, evaluated: float | None) -> None:
@@ -44,6 +46,8 @@ def _progress_files(run) -> Iterator[File]:
     else:
         yield from model_files(run.checkpoint, parts, limit)
     yield from tensor_files("optimizer", run.optimizer.parts(), limit)
+    if run.reference is None:
+        yield from reference_files(trees_of(run.data.units + run.eval_units), limit)
 
 
 def _write(run, folder: Path, files: Iterator[File], step: int, evaluated: float | None) -> None:

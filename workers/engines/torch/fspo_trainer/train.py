@@ -18,13 +18,14 @@ from .extras import require
 from .folder import read_manifest, read_tensors
 from .objective import Weighing, judge, split_accuracies, split_counts, step_count
 from .optimizer import Optimizer
-from .policy import Policy, adapter_off, score_trees, work_of
+from .policy import Policy, work_of
 from .ranks import Ranks
+from .references import open_reference, read_references, restore_references, set_references
 from .retention import resumable_folders
 from .saving import save_finished, save_progress
 from .seeds import canonical_json, seed_of
 from .tokens import learn_tokens
-from .tree import Tree, check_context, tokens_saved
+from .tree import Tree, check_context, tokens_saved, trees_of
 
 
 @dataclass
@@ -36,7 +37,7 @@ class Run:
     ranks: Ranks
     checkpoint: Checkpoint
     policy: Policy
-    reference: Policy | None  # None: log-probs are known, or not needed
+    reference: Policy | None  # asked at each step; None: log-probs are known, or not needed
     optimizer: Optimizer
     data: Dataset
     eval_units: list[list[Tree]]
@@ -66,18 +67,21 @@ def train(spec, ranks: Ranks) -> bool:
     if spec.torch.lora:
         _adapt(checkpoint.model, spec, resumed, ranks.device)
     policy = ranks.wrap(_policy(checkpoint.model, spec))
-    reference = _reference(spec, policy, ranks)
+    is_live = spec.torch.reference == "live"
+    reference = open_reference(spec, policy, ranks) if is_live else None
+    if resumed:
+        restore_references(resumed, trees_of(data.units + eval_units))
     order = Order(len(data.units), spec.batch, spec.seed)
     ahead = dict.fromkeys(i for step in range(done, spec.steps) for i in order.at(step))
-    if not _read_references(spec, reference, [data.units[i] for i in ahead] + eval_units, ranks):
+    trees = trees_of([data.units[i] for i in ahead] + eval_units)
+    if not is_live and not read_references(spec, policy, trees, ranks):
         emit("preempted", step=done)
         return False
     optimizer = Optimizer(policy.model, spec)
     if resumed:
         for state in read_tensors(resumed, "optimizer"):
             optimizer.load(state)
-    live = reference if spec.torch.reference == "live" else None
-    run = Run(spec, recipe, ranks, checkpoint, policy, live, optimizer, data, eval_units)
+    run = Run(spec, recipe, ranks, checkpoint, policy, reference, optimizer, data, eval_units)
     return _steps(run, done)
 
 
@@ -131,56 +135,6 @@ def _policy(model, spec) -> Policy:
     return Policy(model, spec.torch.attention, spec.torch.precision)
 
 
-def _reference(spec, policy: Policy, ranks: Ranks) -> Policy | None:
-    """Whose log-probs the policy is held against: itself without its adapter, or a frozen model."""
-    if not is_paired(spec.objective):
-        return None
-    if spec.torch.lora and spec.reference == spec.init["checkpoint"]:
-        return policy
-    model = load_checkpoint(spec.reference).model.eval().requires_grad_(False)
-    return ranks.wrap(Policy(model, spec.torch.attention, spec.torch.precision))
-
-
-def _read_references(spec, reference: Policy | None, units, ranks: Ranks) -> bool:
-    """Reference log-probs of all that is to come, once, by the same path as the policy's. False when asked to stop."""
-    if reference is None or spec.torch.reference == "live":
-        return True
-    trees = [tree for unit in units for tree in unit]
-    said = time.monotonic()
-    chunks = ranks.share(trees, 2 * spec.torch.tokens)
-    for done, (chunk, _) in enumerate(chunks):
-        _set_references(spec, reference, chunk)
-        if ranks.any(stop_requested()):
-            return False
-        if time.monotonic() - said > 5:
-            emit("progress", done=done + 1, total=len(chunks), of="reference")
-            said = time.monotonic()
-    if ranks.world > 1:
-        _exchange_references(trees, ranks)
-    return True
-
-
-def _set_references(spec, reference: Policy, trees: list[Tree]) -> None:
-    is_own = spec.torch.lora and spec.reference == spec.init["checkpoint"]
-    if is_own:
-        with adapter_off(reference):
-            logps, _ = score_trees(reference, trees, spec.shared)
-    else:
-        logps, _ = score_trees(reference, trees, spec.shared)
-    pairs = iter(logps.view(-1, 2).tolist())
-    for tree in trees:
-        for branch in tree.branches:
-            branch.reference = next(pairs)
-
-
-def _exchange_references(trees: list[Tree], ranks: Ranks) -> None:
-    own = [[branch.reference for branch in tree.branches] for tree in trees[ranks.rank :: ranks.world]]
-    for rank, shares in enumerate(ranks.gather(own)):
-        for tree, references in zip(trees[rank :: ranks.world], shares):
-            for branch, reference in zip(tree.branches, references):
-                branch.reference = reference
-
-
 def _steps(run: Run, done: int) -> bool:
     spec, units = run.spec, run.data.units
     order = Order(len(units), spec.batch, spec.seed)
@@ -191,7 +145,7 @@ def _steps(run: Run, done: int) -> bool:
             save_progress(run, done, evaluated)
             emit("preempted", step=done)
             return False
-        _step(run, done, [tree for i in order.at(done) for tree in units[i]])
+        _step(run, done, trees_of([units[i] for i in order.at(done)]))
         done += 1
         is_turn = run.eval_units and (done % spec.evalEvery == 0 or done == spec.steps)
         evaluated = _emit_eval(run, done) if is_turn else None
@@ -226,7 +180,7 @@ def run_trees(run: Run, trees: list[Tree], with_gradient: bool) -> tuple[float, 
     sums = {"loss": 0.0}
     for chunk, weight in ranks.share(trees, spec.torch.tokens):
         if run.reference is not None:
-            _set_references(spec, run.reference, chunk)
+            set_references(spec, run.reference, chunk)
         work = work_of(chunk, spec.shared)
         with torch.set_grad_enabled(with_gradient), run.policy.attending(spec.shared):
             logps = run.policy(work)
@@ -249,8 +203,7 @@ def _references(trees: list[Tree]) -> torch.Tensor:
 
 def _emit_eval(run: Run, done: int) -> float:
     """The loss on held-out pairs."""
-    trees = [tree for unit in run.eval_units for tree in unit]
-    loss, metrics = run_trees(run, trees, with_gradient=False)
+    loss, metrics = run_trees(run, trees_of(run.eval_units), with_gradient=False)
     named = {f"eval_{name}": value for name, value in {"loss": loss, **metrics}.items()}
     emit_metrics("eval", named, step=done)
     return loss

@@ -33,6 +33,10 @@ class Tree:
         return len(self.prefix) + sum(branch_size(branch) for branch in self.branches)
 
 
+def trees_of(units: list[list[Tree]]) -> list[Tree]:
+    return [tree for unit in units for tree in unit]
+
+
 @dataclass
 class Span:
     """Where a tree stands in the flat row: its prefix, then each branch's query and answers, as lengths."""
