@@ -28,7 +28,7 @@ export interface Comparison {
 
 /**
  * Sets FSPO of runs that differ in how they train beside that of the first.
- * @throws FspoError 'Config' when one was asked for other users or about other texts than the first
+ * @throws FspoError 'Config' when one has no answer to the same question for the same user as the first
  */
 export function compareRuns(runs: SeedRun[]): Comparison {
   const first = runs[0]!

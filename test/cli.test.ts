@@ -12,6 +12,7 @@ import { choosePort } from '../workers/ports.ts'
 import type { RunView } from '../workers/watch.ts'
 import { connectClient, findTemporal, searchAttributes } from '../workers/temporal.ts'
 import {
+  addTwin,
   eventually,
   freshFolder,
   fspo,
@@ -164,6 +165,12 @@ test('one stack serves run, status, pause and resume, and ends in order', async 
   assert.deepEqual(JSON.parse(kept), report)
   const printed = await fspo(folder, ['report', 'small', '--json'])
   assert.deepEqual(JSON.parse(printed.stdout), report)
+  addTwin(folder)
+  const early = await fspo(folder, ['report', 'small', 'twin'])
+  assert.match(
+    refusal(early),
+    /run 'small' is not evaluated yet in file:.*: `fspo run --name small`/,
+  )
 
   up.child.kill('SIGINT')
   assert.equal((await up.ended).code, 130)

@@ -97,6 +97,14 @@ export const smallRun = {
   },
 }
 
+/** Adds run `twin` of the same specification as `small`: it shares all its stages, so it is as good as made. */
+export function addTwin(folder: string) {
+  const runs = join(folder, '.fspo', 'store', 'runs')
+  const text = readFileSync(join(runs, 'small', 'config.json'), 'utf8')
+  mkdirSync(join(runs, 'twin'))
+  writeFileSync(join(runs, 'twin', 'config.json'), text.replace('"run": "small"', '"run": "twin"'))
+}
+
 /** Resolves with the first value that is not undefined. */
 export async function eventually<Value>(
   read: () => Promise<Value | undefined> | Value | undefined,

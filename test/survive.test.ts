@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict'
-import { mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { test } from 'node:test'
 
@@ -7,7 +7,15 @@ import { isAlive, type ProcessMark } from '../infra/processes.ts'
 import type { StageName } from '../activities/stage.ts'
 import type { Report } from '../activities/report.ts'
 import { stageTable } from '../activities/stages.ts'
-import { eventually, freshFolder, fspo, stackOf, startFspo, writeConfig } from './commands.ts'
+import {
+  addTwin,
+  eventually,
+  freshFolder,
+  fspo,
+  stackOf,
+  startFspo,
+  writeConfig,
+} from './commands.ts'
 
 /** Small, yet with several shards, each engine command at least once, and answers two at a time. */
 const config = {
@@ -87,7 +95,11 @@ test('a run whose workers, engine, simulator and server are killed ends with the
   assert.deepEqual(contents(stdout), contents(expected.stdout))
   assert.deepEqual(resultsOf(stdout), resultsOf(expected.stdout))
   assert.equal(stackOf(wild), undefined, 'the stack is gone')
-  await compareWithTwin(wild)
+  addTwin(wild)
+  const compared = await fspo(wild, ['report', 'small', 'twin'])
+  assert.equal(compared.code, 0, compared.stderr)
+  assert.match(compared.stdout, /^FSPO of 2 runs on the same /)
+  assert.match(compared.stdout, /^twin +0\.0 \[0\.0, 0\.0\] /m)
 })
 
 test('when the command itself is killed nothing is left running, and the next one goes on', async () => {
@@ -110,18 +122,6 @@ test('when the command itself is killed nothing is left running, and the next on
   assert.equal(code, 0, stderr)
   assert.ok(JSON.parse(stdout).stages.length > 0)
 })
-
-/** Another run of the same specification shares all stages, so it is as good as made. */
-async function compareWithTwin(folder: string) {
-  const runs = join(folder, '.fspo', 'store', 'runs')
-  const text = readText(join(runs, 'small', 'config.json'))
-  mkdirSync(join(runs, 'twin'))
-  writeFileSync(join(runs, 'twin', 'config.json'), text.replace('"run": "small"', '"run": "twin"'))
-  const { code, stdout, stderr } = await fspo(folder, ['report', 'small', 'twin'])
-  assert.equal(code, 0, stderr)
-  assert.match(stdout, /^FSPO of 2 runs on the same /)
-  assert.match(stdout, /^twin +0\.0 \[0\.0, 0\.0\] /m)
-}
 
 /** Contents of all stages, by name. */
 function contents(json: string) {

@@ -1,6 +1,7 @@
 import { mkdirSync, writeFileSync } from 'node:fs'
 import { join, relative } from 'node:path'
 
+import { compareRuns, renderComparison } from '../activities/comparison.ts'
 import { readAll } from '../activities/reporting.ts'
 import { createRuns } from '../activities/runs.ts'
 import type { SeedRun } from '../activities/seeds.ts'
@@ -51,21 +52,25 @@ export async function report(
   { json, store }: ReportFlags,
 ): Promise<ExitCode> {
   const environment = withStore(readEnvironment(), { flag: store })
-  if (others.length === 0) return printReport(environment, { run, json })
-  const { compareRuns, renderComparison } = await import('../activities/comparison.ts')
   const names = [...new Set([run, ...others])]
+  if (names.length === 1) return printReport(environment, { run, json })
   const compared = compareRuns(await readRuns(openStore(environment), names))
   console.log(json ? JSON.stringify(compared, null, 2) : renderComparison(compared))
   return 'done'
 }
 
-/** What finished runs were asked for and made. */
+/** What finished runs were asked for and made. @throws FspoError 'Config', 'NoReport' when one is not evaluated */
 export function readRuns(store: Store, names: string[]): Promise<SeedRun[]> {
   const runs = createRuns({ store }, stageTable)
   return Promise.all(
     names.map(async (name) => {
       const one = await runs.open(name)
-      return { run: name, spec: one.config.spec, rows: await readAll(one) }
+      const rows = await readAll(one).catch((cause: unknown) => {
+        if (!(cause instanceof FspoError) || cause.type !== 'NotFound') throw cause
+        const message = `run '${name}' is not evaluated yet in ${store.url}: \`fspo run --name ${name}\` goes on with it`
+        throw new FspoError('NoReport', message, { cause })
+      })
+      return { run: name, spec: one.config.spec, rows }
     }),
   )
 }

@@ -20,6 +20,7 @@ from fspo_trainer.contract import read_spec
 from fspo_trainer.data import load_dataset
 from fspo_trainer.objective import Weighing, judge, step_count
 from fspo_trainer.policy import Policy, work_of
+from fspo_trainer.tree import trees_of
 
 LORA = {"torch": {"lora": {"rank": 4, "dropout": 0.1}}}
 
@@ -125,8 +126,8 @@ def test_a_stopped_run_goes_on_to_the_very_result_of_an_unbroken_one(engine, tmp
 
 def test_a_resumed_run_has_what_the_reference_said_from_its_checkpoint(engine, tmp_path, monkeypatch):
     reference = Path(shutil.copytree(TINY, tmp_path / "reference"))
-    rows = {"evalData": train_spec(tmp_path)["data"], "evalEvery": 2}
-    spec = train_spec(tmp_path, steps=4, reference=str(reference), **rows)
+    held_out = {"evalData": train_spec(tmp_path)["data"], "evalEvery": 2}
+    spec = train_spec(tmp_path, steps=4, reference=str(reference), **held_out)
     unbroken = losses_of(engine({**spec, "out": str(tmp_path / "calm")}))
     stop_after(monkeypatch, 2)
     first = engine(spec)
@@ -244,7 +245,7 @@ def test_loss_and_gradients_are_those_the_other_engine_is_held_to(tmp_path, obje
     spec = read_spec("train", str(path))
     checkpoint = load_checkpoint(str(TINY))
     units = load_dataset(spec.data, checkpoint.tokens, spec).units
-    trees = [tree for unit in units for tree in unit]
+    trees = trees_of(units)
     references = torch.tensor(REFERENCE["references"], dtype=torch.float64).flatten()
     policy = Policy(checkpoint.model)
     work = work_of(trees, True)

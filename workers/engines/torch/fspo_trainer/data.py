@@ -10,7 +10,7 @@ import pyarrow.parquet as parquet
 from .errors import EngineError
 from .seeds import Random, seed_of
 from .tokens import Tokens
-from .tree import Branch, Tree, tokens_saved
+from .tree import Branch, Tree, tokens_saved, trees_of
 
 EPISODE = {"group": int, "episode": int, "prefix": str, "query": str, "chosen": str, "rejected": str}
 
@@ -118,7 +118,7 @@ def _episode_units(rows: list[dict], tokens: Tokens, spec) -> Dataset:
         tree = trees.setdefault((row["episode"], row["prefix"]), Tree(prefix, [], row.get("split") or ""))
         tree.branches.append(Branch(query, answers))
     units = [list(trees.values()) for trees in groups.values()]
-    every = [tree for unit in units for tree in unit]
+    every = trees_of(units)
     return Dataset(units, len(rows), dropped, len(every), tokens_saved(every))
 
 

@@ -80,7 +80,7 @@ def restore_references(folder: Path, trees: list[Tree]) -> None:
     if not any(file["name"] == f"{STEM}.safetensors" for file in read_manifest(folder)["files"]):
         return
     branches = [branch for tree in trees for branch in tree.branches]
-    (kept,) = [part[STEM].tolist() for part in read_tensors(folder, STEM)]
+    kept = next(read_tensors(folder, STEM))[STEM].tolist()
     if len(kept) != len(branches):
         raise corrupt(f"{folder}: it has {len(kept)} pairs' references, the data {len(branches)} pairs")
     for branch, pair in zip(branches, kept):

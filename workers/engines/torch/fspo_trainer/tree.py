@@ -34,6 +34,7 @@ class Tree:
 
 
 def trees_of(units: list[list[Tree]]) -> list[Tree]:
+    """All trees of units, in their order."""
     return [tree for unit in units for tree in unit]
 
 
