@@ -168,7 +168,7 @@ test('one stack serves run, status, pause and resume, and ends in order', async 
   addTwin(folder)
   const early = await fspo(folder, ['report', 'small', 'twin'])
   assert.match(
-    refusal(early),
+    refusal(early, 1),
     /run 'small' is not evaluated yet in file:.*: `fspo run --name small`/,
   )
 
