@@ -22,7 +22,8 @@ def measure(policy, trees, is_shared, objective="ipo_sum", work=None):
     torch.manual_seed(0)
     with policy.attending(is_shared):
         logps = policy(work)
-        references = logps.detach() * (1 + 0.05 * torch.randn(logps.shape, dtype=torch.float64))
+        noise = torch.randn(logps.shape, dtype=torch.float64).to(logps.device)
+        references = logps.detach() * (1 + 0.05 * noise)
         references = measure.references.setdefault(len(logps), references)
         loss, _ = judge(Weighing(objective, 0.05, 0.3), logps, references, work.lengths, count)
         loss.backward()

@@ -1,0 +1,54 @@
+"""FlexAttention, which computes gradients on CUDA only: here its forward pass, and all of it where there is a GPU."""
+
+import pytest
+import torch
+from conftest import ragged_trees, tiny_model
+from test_exact import measure, worst
+from torch._dynamo.utils import counters
+from torch.nn.attention.flex_attention import flex_attention
+
+from fspo_trainer import attention
+from fspo_trainer.policy import Policy, work_of
+
+
+def traced(monkeypatch):
+    """Puts a compiler in place of Inductor's that traces only: on a CPU its kernel is another one."""
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = torch.compile(flex_attention, dynamic=True, backend="aot_eager")
+    monkeypatch.setattr(attention, "_compiled_flex", lambda: compiled)
+
+
+@torch.no_grad()
+def logps(policy, trees, is_shared=True):
+    with policy.attending(is_shared):
+        return policy(work_of(trees, is_shared))
+
+
+@pytest.mark.parametrize("empty_query", [False, True])
+@pytest.mark.parametrize("queries", [1, 4, 8])
+def test_log_probs_are_the_plain_forwards(queries, empty_query, monkeypatch):
+    traced(monkeypatch)
+    trees = ragged_trees(queries, empty_query=empty_query)
+    policy = Policy(tiny_model(), "flex")
+    found, expected = logps(policy, trees), logps(policy, trees, is_shared=False)
+    assert (found / expected - 1).abs().max() <= 1e-12
+
+
+def test_it_is_not_traced_again_for_each_number_of_tokens(monkeypatch):
+    traced(monkeypatch)
+    policy = Policy(tiny_model(num_hidden_layers=1), "flex")
+    for queries in range(1, 13):
+        logps(policy, ragged_trees(queries, seed=queries))
+    assert 1 <= counters["stats"]["unique_graphs"] <= 3
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", ["sdpa2", "mask", "flex"])
+def test_on_a_gpu_log_probs_loss_and_gradients_are_the_plain_forwards(kind):
+    model = tiny_model(hidden_size=96, head_dim=16).float().cuda()
+    trees = ragged_trees(4)
+    policy = Policy(model, kind)
+    measure.references = {}
+    expected = measure(policy, trees, False)
+    assert worst(measure(policy, trees, True), expected) <= 1e-3
