@@ -1,22 +1,26 @@
 """FlexAttention, which computes gradients on CUDA only: here its forward pass, and all of it where there is a GPU."""
 
+from functools import partial
+
 import pytest
 import torch
 from conftest import ragged_trees, tiny_model
 from test_exact import measure, worst
 from torch._dynamo.utils import counters
-from torch.nn.attention.flex_attention import flex_attention
 
 from fspo_trainer import attention
 from fspo_trainer.policy import Policy, work_of
 
 
+@pytest.fixture
 def traced(monkeypatch):
-    """Puts a compiler in place of Inductor's that traces only: on a CPU its kernel is another one."""
+    """The engine's own call of the compiler, which only traces here: Inductor's kernel for CPUs is another one."""
     torch._dynamo.reset()
     counters.clear()
-    compiled = torch.compile(flex_attention, dynamic=True, backend="aot_eager")
-    monkeypatch.setattr(attention, "_compiled_flex", lambda: compiled)
+    attention._compiled_flex.cache_clear()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    yield
+    attention._compiled_flex.cache_clear()
 
 
 @torch.no_grad()
@@ -27,16 +31,14 @@ def logps(policy, trees, is_shared=True):
 
 @pytest.mark.parametrize("empty_query", [False, True])
 @pytest.mark.parametrize("queries", [1, 4, 8])
-def test_log_probs_are_the_plain_forwards(queries, empty_query, monkeypatch):
-    traced(monkeypatch)
+def test_log_probs_are_the_plain_forwards(queries, empty_query, traced):
     trees = ragged_trees(queries, empty_query=empty_query)
     policy = Policy(tiny_model(), "flex")
     found, expected = logps(policy, trees), logps(policy, trees, is_shared=False)
     assert (found / expected - 1).abs().max() <= 1e-12
 
 
-def test_it_is_not_traced_again_for_each_number_of_tokens(monkeypatch):
-    traced(monkeypatch)
+def test_it_is_not_traced_again_for_each_number_of_tokens(traced):
     policy = Policy(tiny_model(num_hidden_layers=1), "flex")
     for queries in range(1, 13):
         logps(policy, ragged_trees(queries, seed=queries))
