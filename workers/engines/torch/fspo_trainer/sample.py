@@ -125,8 +125,7 @@ def generate(model, tokens, jobs: list[Job], spec, progress: Progress) -> bool:
             held, going = [held[row] for row in going], list(range(len(going)))
         seen[:, slots.length] = True
         latest = torch.tensor([[job.ids[-1]] for job in held], device=seen.device)
-        mask = seen[:, None, None, : slots.length + 1]
-        logits = _forward(model, latest, positions[:, None], mask, slots)[:, -1]
+        logits = _forward(model, latest, positions[:, None], seen[:, None, None], slots)[:, -1]
         positions = positions + 1
     return True
 
@@ -211,7 +210,7 @@ def choose(logits: numpy.ndarray, temperature: float, top_p: float, random: Rand
         weights = numpy.where(weights >= floor, weights, 0.0)
     sums = weights.cumsum()
     found = numpy.searchsorted(sums, random.next() * sums[-1], side="right")
-    return int(min(found, numpy.flatnonzero(weights)[-1]))
+    return int(found if found < len(sums) else numpy.flatnonzero(weights)[-1])
 
 
 def _unique(keys: list) -> dict:
