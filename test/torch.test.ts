@@ -233,6 +233,15 @@ test('what only torch can do is refused by tfjs in one line', async (t) => {
   assert.ok(end.event === 'error' && /backend vllm needs the torch engine/.test(end.message))
 })
 
+test('threads stay awake between two pieces of work unless several engines share the cores', () => {
+  const spins = (variables: Record<string, string>) =>
+    findEngine('torch', { FSPO_TORCH_PYTHON: process.execPath, ...variables }).env.GOMP_SPINCOUNT
+  assert.equal(spins({}), '10000')
+  assert.equal(spins({ FSPO_DEVICES: '0' }), '10000')
+  assert.equal(spins({ FSPO_DEVICES: '0,1' }), undefined)
+  assert.equal(spins({ GOMP_SPINCOUNT: '0' }), '0')
+})
+
 test('an engine that is not installed is one line with the command that installs it', () => {
   assert.throws(() => findEngine('torch', { FSPO_TORCH_PYTHON: '/no/python' }), {
     name: 'EngineMissing',

@@ -128,7 +128,12 @@ def _causal(query, key, value, scaling) -> torch.Tensor:
 def _is_dense(query, key) -> bool:
     rows, heads, length, _ = query.shape
     size = rows * heads * length * key.shape[2] * query.element_size()
-    return query.device.type == "cpu" and query.dtype in DENSE_TYPES and size <= DENSE_BYTES
+    return is_multiplied(query) and size <= DENSE_BYTES
+
+
+def is_multiplied(tensor: torch.Tensor) -> bool:
+    """Whether attention to such numbers is by products of matrices, if they are not too large."""
+    return tensor.device.type == "cpu" and tensor.dtype in DENSE_TYPES
 
 
 def _dense(query, key, value, bias, scaling) -> torch.Tensor:
@@ -152,7 +157,8 @@ def _bias_of(mask: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
 
 
 def _cached(module, query, key, value, attention_mask, scaling=None, **others):
-    """Attention of new columns to a cache, by a mask of the caller's."""
+    """Attention of new columns to a cache, by a mask of the caller's over all that it has room for."""
+    attention_mask = attention_mask[..., : key.shape[2]]
     query, key = query.to(value.dtype), key.to(value.dtype)
     if not _is_dense(query, key):
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **others)

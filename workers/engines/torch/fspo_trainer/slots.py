@@ -2,6 +2,8 @@
 
 import torch
 
+from .attention import is_multiplied
+
 
 class Slots:
     """A cache of [rows, heads, room, size] per layer, filled from the left by a model's forward.
@@ -14,7 +16,7 @@ class Slots:
         self.length = 0  # columns filled
 
     def update(self, keys, values, layer: int, *_args, **_kwargs):
-        """Writes new columns and returns all, the empty ones too: masks hide those, and products of a part would copy it."""
+        """Writes new columns and returns all up to them, or the empty ones too where reading a part would copy it."""
         new = keys.shape[2]
         known = self.layers.get(layer)
         if known is None:
@@ -24,7 +26,9 @@ class Slots:
             raise IndexError(f"no room for {new} columns after {self.length}")
         for whole, part in zip(known, (keys, values)):
             whole[:, :, self.length : self.length + new] = part
-        return known
+        if is_multiplied(keys):
+            return known
+        return tuple(whole[:, :, : self.length + new] for whole in known)
 
     def continued(self, rows: torch.Tensor, room: int) -> "Slots":
         """Slots whose row i starts as this one's row `rows[i]`, with room for more columns."""
