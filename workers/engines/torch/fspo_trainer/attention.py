@@ -128,11 +128,11 @@ def _causal(query, key, value, scaling) -> torch.Tensor:
 def _is_dense(query, key) -> bool:
     rows, heads, length, _ = query.shape
     size = rows * heads * length * key.shape[2] * query.element_size()
-    return is_multiplied(query) and size <= DENSE_BYTES
+    return uses_products(query) and size <= DENSE_BYTES
 
 
-def is_multiplied(tensor: torch.Tensor) -> bool:
-    """Whether attention to such numbers is by products of matrices, if they are not too large."""
+def uses_products(tensor: torch.Tensor) -> bool:
+    """Whether attention to such keys is by products of matrices, while they are few enough."""
     return tensor.device.type == "cpu" and tensor.dtype in DENSE_TYPES
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from .attention import is_multiplied
+from .attention import uses_products
 
 
 class Slots:
@@ -26,7 +26,7 @@ class Slots:
             raise IndexError(f"no room for {new} columns after {self.length}")
         for whole, part in zip(known, (keys, values)):
             whole[:, :, self.length : self.length + new] = part
-        if is_multiplied(keys):
+        if uses_products(keys):
             return known
         return tuple(whole[:, :, : self.length + new] for whole in known)
 
