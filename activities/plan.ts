@@ -53,6 +53,11 @@ export function cellsOf({ evaluation }: Pick<Spec, 'evaluation'>): Cell[] {
   )
 }
 
+/** How many users a side's cells have. */
+export function countSubjects({ evaluation }: Pick<Spec, 'evaluation'>, side: Side): number {
+  return side === 'seen' ? (evaluation.seenUsers ?? evaluation.users) : evaluation.users
+}
+
 interface PlanInput {
   spec: Spec
   personas: Persona[]
@@ -129,8 +134,8 @@ export function assertEvaluable(spec: Spec): void {
     )
   countAsked(spec, { side: 'seen', count: questions.seen })
   countAsked(spec, { side: 'unseen', count: questions.unseen })
-  assertUsers(spec, { split: 'train', count: users.train })
-  assertUsers(spec, { split: 'unseen', count: users.unseen })
+  assertUsers(spec, { side: 'seen', count: users.train })
+  assertUsers(spec, { side: 'unseen', count: users.unseen })
 }
 
 /** How many of so many questions are asked. */
@@ -147,14 +152,14 @@ function countAsked(
   )
 }
 
-function assertUsers(
-  { evaluation: { users } }: Spec,
-  { split, count }: { split: Persona['split']; count: number },
-): void {
-  if (count >= users && users >= 2) return
+function assertUsers(spec: Spec, { side, count }: { side: Side; count: number }): void {
+  const wanted = countSubjects(spec, side)
+  if (count >= wanted && wanted >= 2) return
+  const option = side === 'seen' && spec.evaluation.seenUsers ? 'seenUsers' : 'users'
+  const split = splitOf(side)
   throw new FspoError(
     'TooFewUsers',
-    `evaluation.users is ${users}, with ${count} ${split} users: ` +
+    `evaluation.${option} is ${wanted}, with ${count} ${split} users: ` +
       `it must be at least 2 and at most users.${split}`,
   )
 }
@@ -185,13 +190,16 @@ function subjectsOf(
 
 /** Users of a split, combinations of taste as evenly represented as the number allows. */
 function chooseUsers({ spec, personas }: PlanInput, side: Side): Persona[] {
-  const split = side === 'seen' ? 'train' : 'unseen'
-  const pool = personas.filter((persona) => persona.split === split)
-  assertUsers(spec, { split, count: pool.length })
+  const pool = personas.filter(({ split }) => split === splitOf(side))
+  assertUsers(spec, { side, count: pool.length })
   const shuffled = createRandom(seedOf(spec.seed, 'subjects', side)).shuffle(pool)
   return spread(shuffled, (user) => userOf(spec, user).combination)
-    .slice(0, spec.evaluation.users)
+    .slice(0, countSubjects(spec, side))
     .sort((a, b) => a.index - b.index)
+}
+
+function splitOf(side: Side): Persona['split'] {
+  return side === 'seen' ? 'train' : 'unseen'
 }
 
 /**

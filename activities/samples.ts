@@ -87,11 +87,12 @@ export function placeAnswer(
 
 /** What decides who is asked what with which shots; the judge and the intervals are not part of it. */
 export function evaluationContent(spec: Spec) {
-  const { users, questions, shotSets, shotCounts, seenQuestions } = spec.evaluation
+  const { users, seenUsers, questions, shotSets, shotCounts, seenQuestions } = spec.evaluation
   const champion = spec.night?.champion
   return {
     v: 2,
     users,
+    seenUsers,
     questions,
     shotSets,
     shotCounts,

@@ -94,6 +94,7 @@ export const specSchema = z.strictObject({
   evaluation: z.strictObject({
     judge: z.string(),
     users: positive, // per cell
+    seenUsers: positive.optional(), // in cells of training users; without: as many
     questions: positive, // per user and cell
     shotSets: positive, // per user; questions and held-out pairs take them by turns
     pairs: positive.optional(), // the first so many held-out ones that a user ranks per cell; without: every one

@@ -12,6 +12,7 @@ import { createTruth, userOf } from '../activities/truth.ts'
 import { type VerdictItem, verdicts } from '../activities/verdicts.ts'
 import { FspoError } from '../infra/errors.ts'
 import type { Chat } from '../infra/llm.ts'
+import { countVerdicts } from '../workers/estimate.ts'
 import { createMind } from '../workers/mind.ts'
 import { reading } from './chain.ts'
 import { createStandIn, makeEvaluation, mindChat, smallSpec as spec } from './standin.ts'
@@ -46,6 +47,19 @@ test('every cell has the users and questions the spec asks for, balanced over co
     counts.set(kind, (counts.get(kind) ?? 0) + 1)
   }
   assert.ok(Math.max(...counts.values()) - Math.min(...counts.values()) <= 1)
+})
+
+test('cells of training users may have fewer of them, spread over tastes, and the others lose none', () => {
+  const few = { ...spec, evaluation: { ...spec.evaluation, seenUsers: 4 } }
+  const there = planEvaluation({ ...made.rows, spec: few }).subjects
+  const seen = there.filter(({ side }) => side === 'seen')
+  assert.equal(seen.length, 4)
+  assert.equal(new Set(seen.map(({ user }) => userOf(spec, user).combination)).size, 4)
+  assert.deepEqual(
+    there.filter(({ side }) => side === 'unseen').map(({ user }) => user.id),
+    plan.subjects.filter(({ side }) => side === 'unseen').map(({ user }) => user.id),
+  )
+  assert.ok(countVerdicts(few) < countVerdicts(spec))
 })
 
 test("shots are the user's own consistent labels, and no shot of anybody shows a queried question", () => {
@@ -261,6 +275,7 @@ test('too few users, questions or labels are errors that name the remedy', () =>
     })
   assert.throws(() => planned({ users: 17 }), /TooFewUsers.*17.*16|evaluation.users is 17/)
   assert.throws(() => planned({ users: 1 }), { type: 'TooFewUsers' })
+  assert.throws(() => planned({ seenUsers: 99 }), /evaluation.seenUsers is 99, with 16 train users/)
   assert.throws(() => planned({ questions: 16 }), {
     type: 'TooFewQuestions',
     message: /32 or more/,

@@ -6,7 +6,7 @@ import {
   refinementPrompt,
   responsePrompt,
 } from '../activities/prompts.ts'
-import { cellsOf } from '../activities/plan.ts'
+import { cellsOf, countSubjects, isHeadline } from '../activities/plan.ts'
 import { programJudge, type Operations, type Spec } from '../activities/spec.ts'
 import type { StageName } from '../activities/stage.ts'
 import { systemNames, systemsOf } from '../activities/systems.ts'
@@ -119,10 +119,11 @@ export function countPairs({ users, preferences: { pairs, unseenPairs } }: Spec)
 
 /** Answers that are judged against base's, at most: the table's systems in all cells, controls in one. */
 export function countVerdicts(spec: Spec): number {
-  const cells = systemsOf(spec)
+  const users = systemsOf(spec)
     .filter(({ name }) => name !== systemNames.base)
-    .reduce((sum, { role }) => sum + (role === 'table' ? cellsOf(spec).length : 1), 0)
-  return cells * spec.evaluation.users * spec.evaluation.questions
+    .flatMap(({ role }) => cellsOf(spec).filter((cell) => role === 'table' || isHeadline(cell)))
+    .reduce((sum, cell) => sum + countSubjects(spec, cell.users), 0)
+  return users * spec.evaluation.questions
 }
 
 function tokensOf(messages: { content: string }[]): number {

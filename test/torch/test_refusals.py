@@ -18,6 +18,8 @@ from fspo_trainer.errors import EngineError
         ({"learningRate": -1}, "BadSpec", "learningRate: is -1: must be above 0"),
         ({"torch": {"attention": "fast"}}, "BadSpec", "torch.attention: is \"fast\": must be one of sdpa2"),
         ({"torch": {"attention": "flex"}}, "BadSpec", "flex has no backward on cpu: use sdpa2"),
+        ({"torch": {"frozenLayers": 2}}, "BadSpec", "frozenLayers is 2 and the model has 2 layers: lower it"),
+        ({"torch": {"frozenLayers": 1, "lora": {}}}, "BadSpec", "torch.lora: freezes all layers"),
         ({"labelSmoothing": 0.1}, "BadSpec", "labelSmoothing: is for dpo, not ipo_sum"),
         ({"data": ["/nowhere.parquet"]}, "MissingFile", "No data file at /nowhere.parquet"),
         ({"init": {"checkpoint": "/nowhere"}}, "MissingFile", "No checkpoint at /nowhere"),

@@ -104,8 +104,9 @@ def stop_after(monkeypatch, count: int) -> None:
         {"torch": {"checkpointing": True, "tokens": 60, "attention": "mask"}},
         {"torch": {"precision": "bfloat16"}},
         LORA,
+        {"torch": {"frozenLayers": 1}},
     ],
-    ids=["adamw", "rmsprop", "checkpointing", "bfloat16", "lora"],
+    ids=["adamw", "rmsprop", "checkpointing", "bfloat16", "lora", "frozen"],
 )
 def test_a_stopped_run_goes_on_to_the_very_result_of_an_unbroken_one(engine, tmp_path, monkeypatch, changes):
     spec = train_spec(tmp_path, steps=6, saveEvery=4, schedule="cosine", warmupSteps=2, **changes)
@@ -149,6 +150,24 @@ def test_a_finished_checkpoint_is_a_plain_folder_and_lora_is_merged_into_it(engi
     again = {**spec, "init": {"checkpoint": str(out)}, "out": str(tmp_path / "more"), "steps": 1}
     further = losses_of(engine(again))
     assert further[0] < 0.9 * losses_of(first)[0]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_frozen_layers_and_the_embeddings_stay_and_the_others_learn_as_they_would(tmp_path, ranks):
+    spec = train_spec(tmp_path, steps=1, torch={"frozenLayers": 1, "ranks": ranks})
+    child = start(tmp_path, spec)
+    read_until(child, "done")
+    assert child.wait() == 0
+    whole = start(tmp_path, {**spec, "torch": {}, "clip": 1e9, "out": str(tmp_path / "whole")})
+    read_until(whole, "done")
+    before, after, free = (
+        load_file(folder / "model.safetensors") for folder in (TINY, Path(spec["out"]), tmp_path / "whole")
+    )
+    for name, tensor in before.items():
+        is_frozen = name.startswith(("model.embed_tokens.", "model.layers.0."))
+        assert torch.equal(after[name], tensor) == is_frozen, name
+        if not is_frozen:  # a first step of AdamW goes by the gradient's sign alone
+            assert torch.allclose(after[name], free[name], atol=1e-4), name
 
 
 def load_tiny():

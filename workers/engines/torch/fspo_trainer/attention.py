@@ -15,7 +15,6 @@ from functools import cache, lru_cache
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention as sdpa
 from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from .errors import EngineError
 from .tree import Plan, Span, visible
@@ -36,7 +35,7 @@ class Fold:
 
     def bias(self, kind: torch.dtype) -> torch.Tensor:
         if kind not in self.biases:
-            self.biases[kind] = _bias_of(self.mask, kind)
+            self.biases[kind] = bias_of(self.mask, kind)
         return self.biases[kind]
 
 
@@ -111,8 +110,8 @@ def _attend(fold: Fold, query, key, value, scaling) -> list[torch.Tensor]:
         torch.cat([whole.expand(len(fold.sizes), -1, -1, -1), own], 2)
         for whole, own in zip(before[1:], rows[1:])
     )
-    if _is_dense(rows[0], keys):
-        folded = _dense(rows[0], keys, values, fold.bias(query.dtype), scaling)
+    if is_dense(rows[0], keys):
+        folded = dense(rows[0], keys, values, fold.bias(query.dtype), scaling)
     else:
         folded = sdpa(rows[0], *_per_head(rows[0], keys, values), attn_mask=fold.mask, scale=scaling)
     parts += [folded[row : row + 1, :, :size] for row, size in enumerate(fold.sizes)]
@@ -120,12 +119,12 @@ def _attend(fold: Fold, query, key, value, scaling) -> list[torch.Tensor]:
 
 
 def _causal(query, key, value, scaling) -> torch.Tensor:
-    if not _is_dense(query, key):
+    if not is_dense(query, key):
         return sdpa(query, *_per_head(query, key, value), is_causal=True, scale=scaling)
-    return _dense(query, key, value, _causal_bias(query.shape[2], query.dtype, query.device), scaling)
+    return dense(query, key, value, _causal_bias(query.shape[2], query.dtype, query.device), scaling)
 
 
-def _is_dense(query, key) -> bool:
+def is_dense(query, key) -> bool:
     rows, heads, length, _ = query.shape
     size = rows * heads * length * key.shape[2] * query.element_size()
     return uses_products(query) and size <= DENSE_BYTES
@@ -136,7 +135,7 @@ def uses_products(tensor: torch.Tensor) -> bool:
     return tensor.device.type == "cpu" and tensor.dtype in DENSE_TYPES
 
 
-def _dense(query, key, value, bias, scaling) -> torch.Tensor:
+def dense(query, key, value, bias, scaling) -> torch.Tensor:
     """Attention by plain products; the query heads of one key head are rows of one matrix."""
     rows, heads, length, size = query.shape
     shared = key.shape[1]
@@ -149,21 +148,11 @@ def _dense(query, key, value, bias, scaling) -> torch.Tensor:
 
 @lru_cache(maxsize=8)
 def _causal_bias(size: int, kind: torch.dtype, device: torch.device) -> torch.Tensor:
-    return _bias_of(torch.ones(size, size, dtype=torch.bool, device=device).tril(), kind)
+    return bias_of(torch.ones(size, size, dtype=torch.bool, device=device).tril(), kind)
 
 
-def _bias_of(mask: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
+def bias_of(mask: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
     return torch.zeros(mask.shape, dtype=kind, device=mask.device).masked_fill_(~mask, -torch.inf)
-
-
-def _cached(module, query, key, value, attention_mask, scaling=None, **others):
-    """Attention of new columns to a cache, by a mask of the caller's over all that it has room for."""
-    attention_mask = attention_mask[..., : key.shape[2]]
-    query, key = query.to(value.dtype), key.to(value.dtype)
-    if not _is_dense(query, key):
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **others)
-    out = _dense(query, key, value, _bias_of(attention_mask, query.dtype), scaling)
-    return out.transpose(1, 2).contiguous(), None
 
 
 def _per_head(query, *tensors: torch.Tensor) -> list[torch.Tensor]:
@@ -215,4 +204,3 @@ def _tree_flex(module, query, key, value, attention_mask, scaling=None, tree=Non
 
 AttentionInterface.register(NAMES["sdpa2"], _tree_sdpa2)
 AttentionInterface.register(NAMES["flex"], _tree_flex)
-AttentionInterface.register(NAMES["cached"], _cached)

@@ -7,7 +7,7 @@ import numpy
 import pyarrow as arrow
 import torch
 
-from .attention import attention_of
+from .cached import attending
 from .checkpoint import load_checkpoint
 from .data import read_rows, write_rows
 from .errors import EngineError
@@ -87,19 +87,23 @@ def read_jobs(spec, tokens: Tokens, context: int) -> list[Job]:
 
 
 def cut_batches(jobs: list[Job], model, new_tokens: int, halved: bool = False) -> list[list[Job]]:
-    """Runs of jobs whose keys and values fit together; half of them once memory ran out."""
+    """Runs of jobs whose keys and values fit together, those with prefixes of like length in one; half of them once
+    memory ran out."""
     part = 2 if halved else 1
     room, most = CACHE_BYTES // part // cache_bytes(model), ROWS // part
     batches: list[list[Job]] = []
-    prefix = query = 0
-    for job in jobs:
+    prefixes = prefix = query = 0
+    for job in sorted(jobs, key=lambda job: len(job.prefix)):
+        batch = batches[-1] if batches else []
+        count = prefixes + (not batch or job.prefix != batch[-1].prefix)
         widest = max(prefix, len(job.prefix)), max(query, len(job.query))
-        rows = len(batches[-1]) + 1 if batches else 1
-        if not batches or rows > most or rows * (sum(widest) + new_tokens) > room:
+        rows = len(batch) + 1
+        is_other = bool(prefix) != bool(job.prefix)  # rows without a prefix would attend to others' columns in vain
+        if not batch or is_other or rows > most or count * widest[0] + rows * (widest[1] + new_tokens) > room:
             batches.append([])
-            widest = len(job.prefix), len(job.query)
+            count, widest = 1, (len(job.prefix), len(job.query))
         batches[-1].append(job)
-        prefix, query = widest
+        prefixes, (prefix, query) = count, widest
     return batches
 
 
@@ -107,6 +111,7 @@ def cut_batches(jobs: list[Job], model, new_tokens: int, halved: bool = False) -
 def generate(model, tokens, jobs: list[Job], spec, progress: Progress) -> bool:
     """Fills the jobs' ids. Returns False when asked to stop."""
     logits, slots, seen = _read_prompts(model, jobs, spec.maxNewTokens)
+    first = seen.shape[1] - slots.length - spec.maxNewTokens  # column of the rows' own
     held = jobs  # a row of the slots each
     going = list(range(len(jobs)))  # rows whose answers have not ended
     positions = torch.tensor([len(job.prefix) + len(job.query) for job in jobs], device=seen.device)
@@ -123,7 +128,7 @@ def generate(model, tokens, jobs: list[Job], spec, progress: Progress) -> bool:
             slots.keep(rows)
             seen, positions = seen[rows], positions[rows]
             held, going = [held[row] for row in going], list(range(len(going)))
-        seen[:, slots.length] = True
+        seen[:, first + slots.length] = True
         latest = torch.tensor([[job.ids[-1]] for job in held], device=seen.device)
         logits = _forward(model, latest, positions[:, None], seen[:, None, None], slots)[:, -1]
         positions = positions + 1
@@ -146,39 +151,52 @@ def _read_prompts(model, jobs: list[Job], new_tokens: int):
     device = next(model.parameters()).device
     prefixes = _unique([tuple(job.prefix) for job in jobs])
     branches = _unique([(tuple(job.prefix), tuple(job.query)) for job in jobs])
-    ids, sizes = _padded(list(prefixes), device)
-    width = ids.shape[1]
-    slots = Slots.empty(model, len(prefixes), width)
-    if width > 0:
-        causal = torch.ones(width, width, dtype=torch.bool, device=device).tril()[None, None]
-        positions = torch.arange(width, device=device)[None].expand_as(ids)
-        _forward(model, ids, positions, causal, slots, with_logits=False)
+    before = _read_prefixes(model, list(prefixes), device)
     ids, lengths = _padded([query for _, query in branches], device)
     owners = torch.tensor([prefixes[prefix] for prefix, _ in branches], device=device)
-    slots = slots.continued(owners, ids.shape[1])
-    before = torch.arange(width, device=device)[None] < sizes[owners][:, None]
+    sizes = torch.tensor([len(prefix) for prefix, _ in branches], device=device)
+    slots = Slots.empty(model, len(branches), ids.shape[1], before, owners)
+    known = torch.arange(int(sizes.max()), device=device)[None] < sizes[:, None]
     own = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool, device=device).tril()
     mask = torch.cat(
         [
-            before[:, None, None].expand(-1, -1, ids.shape[1], -1),
+            known[:, None, None].expand(-1, -1, ids.shape[1], -1),
             own[None, None].expand(len(branches), -1, -1, -1),
         ],
         3,
     )
-    positions = sizes[owners][:, None] + torch.arange(ids.shape[1], device=device)[None]
+    positions = sizes[:, None] + torch.arange(ids.shape[1], device=device)[None]
     logits = _forward(model, ids, positions, mask, slots, last=lengths - 1)
     rows = torch.tensor([branches[tuple(job.prefix), tuple(job.query)] for job in jobs], device=device)
     within = torch.arange(ids.shape[1], device=device)[None] < lengths[:, None]
-    seen = torch.cat([before, within], 1)[rows]
+    seen = torch.cat([known, within], 1)[rows]
     room = torch.zeros(len(jobs), new_tokens, dtype=torch.bool, device=device)
     return logits[rows], slots.continued(rows, new_tokens), torch.cat([seen, room], 1)
 
 
+def _read_prefixes(model, prefixes: list[tuple[int, ...]], device) -> Slots | None:
+    """The slots that rows go on from; None where no row has a prefix."""
+    if not any(prefixes):
+        return None
+    ids, _ = _padded(prefixes, device)
+    width = ids.shape[1]
+    slots = Slots.empty(model, len(prefixes), width)
+    causal = torch.ones(width, width, dtype=torch.bool, device=device).tril()[None, None]
+    positions = torch.arange(width, device=device)[None].expand_as(ids)
+    _forward(model, ids, positions, causal, slots, with_logits=False)
+    return slots
+
+
 def _forward(model, ids, positions, mask, slots: Slots, last=None, with_logits=True):
     """One forward over new columns; logits of all of them, or of column `last` of each row."""
-    with attention_of(model, "cached"):
+    with attending(model):
         hidden = model.get_decoder()(
-            input_ids=ids, position_ids=positions, attention_mask=mask, past_key_values=slots, use_cache=True
+            input_ids=ids,
+            position_ids=positions,
+            attention_mask=mask,
+            past_key_values=slots,
+            use_cache=True,
+            slots=slots,
         ).last_hidden_state
     slots.length += ids.shape[1]
     if not with_logits:

@@ -66,6 +66,7 @@ def train(spec, ranks: Ranks) -> bool:
     done = read_manifest(resumed)["step"] if resumed else 0
     if spec.torch.lora:
         _adapt(checkpoint.model, spec, resumed, ranks.device)
+    freeze(checkpoint.model, spec.torch.frozenLayers)
     policy = ranks.wrap(_policy(checkpoint.model, spec))
     is_live = spec.torch.reference == "live"
     reference = open_reference(spec, policy, ranks) if is_live else None
@@ -123,6 +124,23 @@ def _adapt(model, spec, resumed: Path | None, device: torch.device) -> None:
     if resumed:
         for state in read_tensors(resumed, "adapter"):
             model.load_state_dict(state, strict=False)
+
+
+def freeze(model, count: int) -> None:
+    """Leaves the embeddings, a head tied to them, and the first `count` layers as they are: no gradient goes there.
+
+    With 0 all learn, the embeddings too. Raises EngineError 'BadSpec' when no layer would.
+    """
+    if count == 0:
+        return
+    layers = model.get_decoder().layers
+    if count >= len(layers):
+        raise EngineError(
+            "BadSpec",
+            f"torch.frozenLayers is {count} and the model has {len(layers)} layers: lower it, one at least must learn",
+        )
+    for module in (model.get_input_embeddings(), *layers[:count]):
+        module.requires_grad_(False)
 
 
 def _policy(model, spec) -> Policy:
