@@ -42,11 +42,13 @@ class Policy(torch.nn.Module):
         """The context of a forward and its backward."""
         return attention_of(self.model, self.attention if is_shared else "plain")
 
-    def shared(self, plan: Plan) -> torch.Tensor:
+    def shared(self, plan: Plan, embedded: torch.Tensor | None = None) -> torch.Tensor:
+        """By the shared layout; `embedded` stands in for the tokens' embeddings."""
         plan = plan.to(self.device)
+        inputs = {"input_ids": plan.tokens[None]} if embedded is None else {"inputs_embeds": embedded}
         with self.autocast():
             hidden = self.model.get_decoder()(
-                input_ids=plan.tokens[None],
+                **inputs,
                 position_ids=plan.positions[None],
                 use_cache=False,
                 **prepare(plan, self.attention),

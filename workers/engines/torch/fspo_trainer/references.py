@@ -56,6 +56,11 @@ def set_references(spec, reference: Policy, trees: list[Tree]) -> None:
             logps, _ = score_trees(reference, trees, spec.shared)
     else:
         logps, _ = score_trees(reference, trees, spec.shared)
+    set_pairs(trees, logps)
+
+
+def set_pairs(trees: list[Tree], logps) -> None:
+    """What a reference's forward over these trees gave."""
     pairs = iter(logps.view(-1, 2).tolist())
     for tree in trees:
         for branch in tree.branches:

@@ -25,6 +25,7 @@ from .retention import resumable_folders
 from .saving import save_finished, save_progress
 from .seeds import canonical_json, seed_of
 from .tokens import learn_tokens
+from .trunk import Trunk, open_trunk
 from .tree import Tree, check_context, tokens_saved, trees_of
 
 
@@ -38,6 +39,7 @@ class Run:
     checkpoint: Checkpoint
     policy: Policy
     reference: Policy | None  # asked at each step; None: log-probs are known, or not needed
+    trunk: Trunk | None  # asked at each step for what the reference does not share with the policy
     optimizer: Optimizer
     data: Dataset
     eval_units: list[list[Tree]]
@@ -75,14 +77,17 @@ def train(spec, ranks: Ranks) -> bool:
     order = Order(len(data.units), spec.batch, spec.seed)
     ahead = dict.fromkeys(i for step in range(done, spec.steps) for i in order.at(step))
     trees = trees_of([data.units[i] for i in ahead] + eval_units)
-    if not is_live and not read_references(spec, policy, trees, ranks):
+    repeats = spec.steps * spec.batch / min(spec.steps * spec.batch, len(data.units))
+    is_repeated = is_live or eval_units
+    trunk = None if is_repeated else open_trunk(spec, policy, repeats, ranks)
+    if not is_live and trunk is None and not read_references(spec, policy, trees, ranks):
         emit("preempted", step=done)
         return False
     optimizer = Optimizer(policy.model, spec)
     if resumed:
         for state in read_tensors(resumed, "optimizer"):
             optimizer.load(state)
-    run = Run(spec, recipe, ranks, checkpoint, policy, reference, optimizer, data, eval_units)
+    run = Run(spec, recipe, ranks, checkpoint, policy, reference, trunk, optimizer, data, eval_units)
     return _steps(run, done)
 
 
@@ -202,6 +207,8 @@ def run_trees(run: Run, trees: list[Tree], with_gradient: bool) -> tuple[float, 
         work = work_of(chunk, spec.shared)
         with torch.set_grad_enabled(with_gradient), run.policy.attending(spec.shared):
             logps = run.policy(work)
+            if run.trunk is not None:
+                run.trunk.read(chunk, work)
             references = _references(chunk)
             loss, metrics = judge(weighing, logps, references, work.lengths, count)
             if is_paired(spec.objective):
