@@ -6,7 +6,7 @@ import { spawn } from 'node:child_process'
 import { join } from 'node:path'
 
 const setups = [
-  [process.execPath, 'setup.mjs'],
+  [process.execPath, 'setup.mjs', '--torch'],
   ['python3', 'trainer.py'],
   ['python3', 'smollm2.py', '--setup'],
 ]

@@ -1,6 +1,7 @@
 /**
  * Prepares this folder for `npm run demo` and `npm test` (with --test): npm's packages, Temporal in
- * `.venv`, TensorFlow's C library in `.cache`. What is already there is left alone.
+ * `.venv`, TensorFlow's C library in `.cache`, which --torch leaves out: PyTorch is to train. What is already there is
+ * left alone.
  * Plain JavaScript, for it runs before node_modules exists.
  */
 import { existsSync, readFileSync } from 'node:fs'
@@ -41,21 +42,21 @@ for (const [signal, code] of [
 process.exitCode = await main(process.argv.slice(2))
 
 async function main(args) {
-  const unknown = args.find((arg) => arg !== '--test')
+  const unknown = args.find((arg) => arg !== '--test' && arg !== '--torch')
   if (unknown !== undefined) {
-    say(`unknown argument ${unknown}: use node workers/setup.mjs [--test]`)
+    say(`unknown argument ${unknown}: use node workers/setup.mjs [--test] [--torch]`)
     return 2
   }
   try {
     checkComputer()
-    const isTest = args.includes('--test')
-    const work = findWork(isTest)
+    const wanted = { isTest: args.includes('--test'), isTorch: args.includes('--torch') }
+    const work = findWork(wanted)
     if (isDone(work)) return tellEnd('nothing to do', work.obstacle)
     const trouble = await withLock(
       join(cache, 'setup.lock'),
       async () => {
         await outwait(() => say('waiting for the programs of a set-up that was killed'))
-        return prepare(findWork(isTest))
+        return prepare(findWork(wanted))
       },
       (pid) => say(`waiting for the set-up of process ${pid}`),
     )
@@ -77,8 +78,9 @@ function checkComputer() {
     throw failure('Windows itself is not supported: run this inside WSL, the Linux of Windows')
 }
 
-function findWork(isTest) {
+function findWork({ isTest, isTorch }) {
   const npm = !isInstalled()
+  if (isTorch) return { npm, requirements: missingRequirements(isTest), addon: 'linked' } // as good as
   // npm ci wipes what is linked in node_modules.
   const addon = npm ? cachedState() : addonState()
   const obstacle = addon === 'absent' || addon === 'unpacked' ? addonObstacle() : undefined
