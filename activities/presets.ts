@@ -66,7 +66,7 @@ const small: Spec = {
   },
   refinement: { pairs: 0, model: 'sim-judge' },
   preferences: { judge: programJudge, panel: 16, pairs: 800, unseenPairs: 120, noticeable: 1 },
-  episodes: { shots: 4, queries: 4, perUser: 23, pairing: 'disagreeing' },
+  episodes: { shots: 4, queries: 4, perUser: 22, pairing: 'disagreeing' },
   training: {
     engine: 'torch',
     torch: torchSchema.parse({ precision: 'bfloat16', frozenLayers: 10 }),
@@ -76,7 +76,7 @@ const small: Spec = {
     maxTokens: 1024,
     prefFt: { steps: 32, batch: 1, learningRate: 3e-5, warmupSteps: 4 },
     pooled: { steps: 40, batch: 1, learningRate: 3e-5, warmupSteps: 4 },
-    fspo: { steps: 180, batch: 1, learningRate: 8e-5, warmupSteps: 12 },
+    fspo: { steps: 170, batch: 1, learningRate: 8e-5, warmupSteps: 12 },
   },
   evaluation: {
     judge: programJudge,
