@@ -80,7 +80,7 @@ function checkComputer() {
 
 function findWork({ isTest, isTorch }) {
   const npm = !isInstalled()
-  if (isTorch) return { npm, requirements: missingRequirements(isTest), addon: 'linked' } // as good as
+  if (isTorch) return { npm, requirements: missingRequirements(isTest), addon: 'linked' } // nothing to do for it
   // npm ci wipes what is linked in node_modules.
   const addon = npm ? cachedState() : addonState()
   const obstacle = addon === 'absent' || addon === 'unpacked' ? addonObstacle() : undefined

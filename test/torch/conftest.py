@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import subprocess
+import sys
 import types
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from transformers import AutoConfig, AutoModelForCausalLM  # noqa: E402
 
-from fspo_trainer import attention  # noqa: E402
+from fspo_trainer import attention, train as training  # noqa: E402
 from fspo_trainer.contract import read_spec  # noqa: E402
 from fspo_trainer.ranks import Ranks  # noqa: E402
 from fspo_trainer.tree import Branch, Tree  # noqa: E402
@@ -112,7 +114,6 @@ def train_spec(folder: Path, **changes) -> dict:
 def dense(monkeypatch):
     """Attention by plain products, as bfloat16 has it on a CPU, whatever the number type."""
     monkeypatch.setattr(attention, "DENSE_TYPES", {torch.bfloat16, torch.float32, torch.float64})
-    monkeypatch.setattr(attention, "CAUSAL_ROWS", 16)  # several products for prefixes as short as the tests'
 
 
 @pytest.fixture
@@ -139,3 +140,34 @@ def engine(tmp_path, capsys):
 
 def losses_of(events: list[dict]) -> list[float]:
     return [event["metrics"]["loss"] for event in events if event["event"] == "step"]
+
+
+def stop_after(monkeypatch, count: int) -> None:
+    """From now on a training is asked to stop once it has gone so many steps."""
+    steps = iter(range(1, 100))
+    asked = []
+    honest = training._step
+
+    def step(*arguments):
+        honest(*arguments)
+        asked.extend([True] * (next(steps) == count))
+
+    monkeypatch.setattr(training, "_step", step)
+    monkeypatch.setattr(training, "stop_requested", lambda: bool(asked))
+
+
+def start(folder: Path, spec: dict, **options) -> subprocess.Popen:
+    path = folder / "spec.json"
+    path.write_text(json.dumps(spec))
+    command = [sys.executable, "-m", "fspo_trainer", spec["command"], str(path)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(training.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, env=environment, **pipes, **options)
+
+
+def read_until(child: subprocess.Popen, wanted: str) -> dict:
+    for line in child.stdout:
+        event = json.loads(line)
+        if event["event"] == wanted:
+            return event
+    raise AssertionError(f"it ended without {wanted}")

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, losses_of, train_spec
+from conftest import TINY, losses_of, stop_after, train_spec
 from safetensors.torch import load_file
-from test_train import stop_after
 from transformers import AutoModelForCausalLM
 
 import fspo_trainer

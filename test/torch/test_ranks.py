@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import losses_of, train_spec
+from conftest import losses_of, read_until, start, train_spec
 from safetensors.torch import load_file
-from test_train import read_until, start
 
 from fspo_trainer.ranks import Ranks
 from fspo_trainer.tree import Branch, Tree

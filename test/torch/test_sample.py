@@ -103,6 +103,18 @@ def test_draws_depend_on_seed_id_and_draw_alone(draw, monkeypatch):
     assert draw(ROWS, draws=3, seed=6) != everything
 
 
+def test_a_batch_holds_prefixes_of_about_as_many_jobs_and_each_job_once():
+    busy = [[(1, 2, 3)] * 40, [(4, 5)] * 3, [(6,)] * 4, [()] * 90, [(7, 8, 9)] * 1]
+    prefixes = [list(prefix) for run in busy for prefix in run]
+    jobs = [sampling.Job(str(i), 0, prefix, [1], Random(i)) for i, prefix in enumerate(prefixes)]
+    batches = sampling.cut_batches(jobs, tiny_model(), 4)
+    assert sorted(int(job.id) for batch in batches for job in batch) == list(range(len(jobs)))
+    for batch in batches:
+        counts = [prefixes.count(job.prefix) for job in batch]
+        assert max(counts) <= 2 * min(counts)
+    assert len(batches) == 4  # 1; 3 and 4; 40; 90
+
+
 def test_an_answer_is_never_empty(draw):
     samples = draw(ROWS, draws=40, temperature=2, maxNewTokens=3)
     special = set(AutoTokenizer.from_pretrained(TINY).added_tokens_decoder)

@@ -2,16 +2,14 @@
 
 import json
 import shutil
-import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import FIXTURES, REFERENCE, TINY, losses_of, train_spec
-from safetensors.torch import load_file, save_file
+from conftest import FIXTURES, REFERENCE, TINY, losses_of, read_until, start, stop_after, train_spec
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fspo_trainer import train as training
@@ -21,7 +19,6 @@ from fspo_trainer.data import load_dataset
 from fspo_trainer.objective import Weighing, judge, step_count
 from fspo_trainer.policy import Policy, work_of
 from fspo_trainer.tree import trees_of
-from fspo_trainer.trunk import Trunk
 
 LORA = {"torch": {"lora": {"rank": 4, "dropout": 0.1}}}
 
@@ -83,20 +80,6 @@ def test_losses_are_those_of_trl(engine, tmp_path, objective, loss_type):
     assert ours == pytest.approx(losses, abs=1e-5, rel=1e-6)
 
 
-def stop_after(monkeypatch, count: int) -> None:
-    """From now on a training is asked to stop once it has gone so many steps."""
-    steps = iter(range(1, 100))
-    asked = []
-    honest = training._step
-
-    def step(*arguments):
-        honest(*arguments)
-        asked.extend([True] * (next(steps) == count))
-
-    monkeypatch.setattr(training, "_step", step)
-    monkeypatch.setattr(training, "stop_requested", lambda: bool(asked))
-
-
 @pytest.mark.parametrize(
     "changes",
     [
@@ -153,72 +136,6 @@ def test_a_finished_checkpoint_is_a_plain_folder_and_lora_is_merged_into_it(engi
     assert further[0] < 0.9 * losses_of(first)[0]
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_frozen_layers_and_the_embeddings_stay_and_the_others_learn_as_they_would(tmp_path, ranks):
-    spec = train_spec(tmp_path, steps=1, torch={"frozenLayers": 1, "ranks": ranks})
-    child = start(tmp_path, spec)
-    read_until(child, "done")
-    assert child.wait() == 0
-    whole = start(tmp_path, {**spec, "torch": {}, "clip": 1e9, "out": str(tmp_path / "whole")})
-    read_until(whole, "done")
-    before, after, free = (
-        load_file(folder / "model.safetensors") for folder in (TINY, Path(spec["out"]), tmp_path / "whole")
-    )
-    for name, tensor in before.items():
-        is_frozen = name.startswith(("model.embed_tokens.", "model.layers.0."))
-        assert torch.equal(after[name], tensor) == is_frozen, name
-        if not is_frozen:  # a first step of AdamW goes by the gradient's sign alone
-            assert torch.allclose(after[name], free[name], atol=1e-4), name
-
-
-@pytest.fixture
-def trunks(monkeypatch):
-    """How many times a reference was read from the layers that it does not share."""
-    reads = []
-    honest = Trunk.read
-    monkeypatch.setattr(Trunk, "read", lambda *arguments: reads.append(1) or honest(*arguments))
-    return reads
-
-
-@pytest.mark.parametrize("objective", ["ipo_sum", "dpo"])
-def test_a_reference_with_the_policys_frozen_layers_is_read_from_behind_them(engine, tmp_path, trunks, objective):
-    spec = train_spec(tmp_path, objective=objective, batch=1, steps=2, torch={"frozenLayers": 1})
-    shared = losses_of(engine(spec))
-    assert len(trunks) == 2
-    # Held-out pairs are asked about again and again: with them all is read once, as without frozen layers.
-    other = {**spec, "out": str(tmp_path / "other"), "evalData": spec["data"]}
-    assert losses_of(engine(other)) == pytest.approx(shared, rel=1e-6)
-    assert len(trunks) == 2
-
-
-def test_a_stopped_run_whose_reference_is_read_so_goes_on_as_if_unbroken(engine, tmp_path, monkeypatch, trunks):
-    spec = train_spec(tmp_path, batch=1, steps=2, torch={"frozenLayers": 1})
-    unbroken = losses_of(engine({**spec, "out": str(tmp_path / "calm")}))
-    stop_after(monkeypatch, 1)
-    first = engine(spec)
-    monkeypatch.setattr(training, "stop_requested", lambda: False)
-    assert losses_of(first) + losses_of(engine(spec)) == unbroken
-    assert len(trunks) == 4
-
-
-def test_a_reference_with_other_frozen_layers_is_read_as_a_whole(engine, tmp_path, trunks):
-    reference = Path(shutil.copytree(TINY, tmp_path / "reference"))
-    tensors = load_file(reference / "model.safetensors")
-    tensors["model.layers.0.mlp.up_proj.weight"] += 0.1
-    save_file(tensors, reference / "model.safetensors", {"format": "pt"})
-    spec = train_spec(tmp_path, batch=1, steps=1, reference=str(reference), torch={"frozenLayers": 1})
-    loss = losses_of(engine(spec))
-    assert trunks == []
-    free = losses_of(engine({**spec, "torch": {}, "out": str(tmp_path / "free")}))
-    assert loss == pytest.approx(free, rel=1e-6)
-    assert loss != pytest.approx([100], rel=1e-3)  # 1 / (4 beta^2), were it the policy's own
-
-
-def test_repeated_pairs_are_asked_about_once_where_that_is_less(engine, tmp_path, trunks):
-    engine(train_spec(tmp_path, batch=2, steps=6, torch={"frozenLayers": 1}))
-    assert trunks == []
-
-
 def load_tiny():
     return AutoModelForCausalLM.from_pretrained(TINY)
 
@@ -264,23 +181,6 @@ def test_held_out_pairs_are_evaluated_and_spoil_nothing(engine, tmp_path):
     assert [event["step"] for event in evals] == [0, 2, 4, 5]
     assert evals[0]["metrics"]["eval_loss"] == pytest.approx(100)
     assert losses_of(events) == plain
-
-
-def start(folder: Path, spec: dict, **options) -> subprocess.Popen:
-    path = folder / "spec.json"
-    path.write_text(json.dumps(spec))
-    command = [sys.executable, "-m", "fspo_trainer", spec["command"], str(path)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(training.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    return subprocess.Popen(command, env=environment, **pipes, **options)
-
-
-def read_until(child: subprocess.Popen, wanted: str) -> dict:
-    for line in child.stdout:
-        event = json.loads(line)
-        if event["event"] == wanted:
-            return event
-    raise AssertionError(f"it ended without {wanted}")
 
 
 @pytest.mark.parametrize("how", ["SIGTERM", "closed stdin"])

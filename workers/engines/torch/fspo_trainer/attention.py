@@ -21,7 +21,6 @@ from .tree import Plan, Span, visible
 
 DENSE_TYPES = {torch.bfloat16}  # on a CPU
 DENSE_BYTES = 64 * 2**20  # of one call's scores; more would not pay for the memory kept for the backward pass
-CAUSAL_ROWS = 128  # queries that are multiplied with all keys up to the last of them, not with later ones
 NAMES = {"sdpa2": "fspo_tree_sdpa2", "flex": "fspo_tree_flex", "mask": "sdpa", "plain": "sdpa", "cached": "fspo_cached"}
 
 
@@ -122,13 +121,7 @@ def _attend(fold: Fold, query, key, value, scaling) -> list[torch.Tensor]:
 def _causal(query, key, value, scaling) -> torch.Tensor:
     if not is_dense(query, key):
         return sdpa(query, *_per_head(query, key, value), is_causal=True, scale=scaling)
-    bias = _causal_bias(query.shape[2], query.dtype, query.device)
-    parts = []
-    for start in range(0, query.shape[2], CAUSAL_ROWS):
-        end = min(start + CAUSAL_ROWS, query.shape[2])
-        seen = key[:, :, :end], value[:, :, :end], bias[start:end, :end]
-        parts.append(dense(query[:, :, start:end], *seen, scaling))
-    return torch.cat(parts, 2)
+    return dense(query, key, value, _causal_bias(query.shape[2], query.dtype, query.device), scaling)
 
 
 def is_dense(query, key) -> bool:

@@ -1,6 +1,7 @@
 """Generates answers. A user's prefix is computed once for all their queries, a query once for all its draws."""
 
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy
@@ -87,21 +88,25 @@ def read_jobs(spec, tokens: Tokens, context: int) -> list[Job]:
 
 
 def cut_batches(jobs: list[Job], model, new_tokens: int, halved: bool = False) -> list[list[Job]]:
-    """Runs of jobs whose keys and values fit together, those with prefixes of like length in one; half of them once
-    memory ran out."""
+    """Runs of jobs whose keys and values fit together; half of them once memory ran out.
+
+    Prefixes of about as many jobs and of like length come together: a batch pays for its busiest and its longest.
+    """
     part = 2 if halved else 1
     room, most = CACHE_BYTES // part // cache_bytes(model), ROWS // part
+    shares = Counter(tuple(job.prefix) for job in jobs)
     batches: list[list[Job]] = []
-    prefixes = prefix = query = 0
-    for job in sorted(jobs, key=lambda job: len(job.prefix)):
+    prefixes = prefix = query = least = 0
+    for job in sorted(jobs, key=lambda job: (shares[tuple(job.prefix)], len(job.prefix))):
         batch = batches[-1] if batches else []
+        share = shares[tuple(job.prefix)]
         count = prefixes + (not batch or job.prefix != batch[-1].prefix)
         widest = max(prefix, len(job.prefix)), max(query, len(job.query))
         rows = len(batch) + 1
-        is_other = bool(prefix) != bool(job.prefix)  # rows without a prefix would attend to others' columns in vain
-        if not batch or is_other or rows > most or count * widest[0] + rows * (widest[1] + new_tokens) > room:
+        is_full = rows > most or count * widest[0] + rows * (widest[1] + new_tokens) > room
+        if not batch or is_full or share > 2 * least:
             batches.append([])
-            count, widest = 1, (len(job.prefix), len(job.query))
+            count, least, widest = 1, share, (len(job.prefix), len(job.query))
         batches[-1].append(job)
         prefixes, (prefix, query) = count, widest
     return batches

@@ -33,7 +33,7 @@ class Slots:
 
     def prefix(self, layer: int) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Keys and values of all prefixes, [prefixes, heads, columns, size]."""
-        return self.prefixes and self.prefixes.layers[layer]
+        return None if self.prefixes is None else self.prefixes.layers[layer]
 
     def places(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The rows of each prefix side by side, [prefixes, most rows of one] with row 0 where there is none, and each

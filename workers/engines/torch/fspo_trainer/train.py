@@ -25,8 +25,8 @@ from .retention import resumable_folders
 from .saving import save_finished, save_progress
 from .seeds import canonical_json, seed_of
 from .tokens import learn_tokens
-from .trunk import Trunk, open_trunk
 from .tree import Tree, check_context, tokens_saved, trees_of
+from .trunk import Trunk, open_trunk
 
 
 @dataclass
@@ -77,9 +77,8 @@ def train(spec, ranks: Ranks) -> bool:
     order = Order(len(data.units), spec.batch, spec.seed)
     ahead = dict.fromkeys(i for step in range(done, spec.steps) for i in order.at(step))
     trees = trees_of([data.units[i] for i in ahead] + eval_units)
-    repeats = spec.steps * spec.batch / min(spec.steps * spec.batch, len(data.units))
-    is_repeated = is_live or eval_units
-    trunk = None if is_repeated else open_trunk(spec, policy, repeats, ranks)
+    repeats = max(1, spec.steps * spec.batch / len(data.units))
+    trunk = None if is_live or eval_units else open_trunk(spec, policy, repeats, ranks)
     if not is_live and trunk is None and not read_references(spec, policy, trees, ranks):
         emit("preempted", step=done)
         return False
