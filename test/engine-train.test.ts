@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict'
-import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { cpSync, existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { test } from 'node:test'
 
@@ -14,6 +14,7 @@ import {
   runEngine,
   startEngine,
   temporaryFolder,
+  tinyCheckpoint,
   trainSpec,
   writeRows,
 } from './nano.ts'
@@ -97,6 +98,28 @@ for (const signal of ['SIGTERM', 'SIGKILL', 'closed stdin'] as const) {
     )
   })
 }
+
+test('a resumed training has what the reference said from its checkpoint', async (t) => {
+  const [folder, calm] = [temporaryFolder(t), temporaryFolder(t)]
+  const copy = join(folder, 'reference')
+  cpSync(tinyCheckpoint, copy, { recursive: true })
+  const { data } = trainSpec(folder)
+  const specIn = (place: string) =>
+    trainSpec(place, { steps: 60, reference: copy, data, evalData: data, evalEvery: 20 })
+  const unbroken = await runEngine(calm, specIn(calm))
+
+  const first = startEngine(folder, specIn(folder))
+  await first.until((event) => event.event === 'step' && event.step === 5)
+  first.child.kill('SIGTERM')
+  assert.equal(await first.exit, 0)
+  const stopped = first.events.at(-1)!
+  assert.ok(stopped.event === 'preempted' && stopped.step < 60)
+
+  rmSync(copy, { recursive: true })
+  const second = await runEngine(folder, specIn(folder))
+  assert.equal(second.code, 0, JSON.stringify(second.events.at(-1)))
+  assert.deepEqual(lossesOf(second.events), lossesOf(unbroken.events).slice(stopped.step))
+})
 
 test('a step larger than the token budget is cut without changing its gradient', async (t) => {
   const rows = Array.from({ length: 40 }, (_, i) =>

@@ -23,6 +23,8 @@ export interface Checkpoint {
 /** What training needs beside the model to go on. */
 export interface Progress extends Moments {
   step: number
+  /** What the reference says of all pairs, in nats; undefined where there is none. */
+  references?: number[] | undefined
 }
 
 const manifestSchema = z.object({
@@ -42,6 +44,8 @@ interface Written {
   evalLoss?: number
 }
 
+const referencesFile = 'references.json' // of doubles, which a safetensors file of this engine has not
+
 /** What a file holds: text, or tensors that are made as they are written. */
 type Content = string | Iterable<Uint8Array>
 
@@ -49,9 +53,9 @@ type Content = string | Iterable<Uint8Array>
 export async function saveCheckpoint(
   folder: string,
   checkpoint: Checkpoint,
-  of: Written & { moments?: Moments },
+  of: Written & { moments?: Moments; references?: number[] | undefined },
 ): Promise<void> {
-  const { recipe, step, shardBytes, moments, evalLoss } = of
+  const { recipe, step, shardBytes, moments, references, evalLoss } = of
   const contents: Record<string, Content> = {
     ...configFiles(checkpoint.config, checkpoint.tokenizer.endId),
     ...checkpoint.tokenizer.files,
@@ -59,6 +63,7 @@ export async function saveCheckpoint(
     ...(moments && {
       'optimizer.safetensors': encodeSafetensors(momentTensors(moments, checkpoint.weights.length)),
     }),
+    ...(references && { [referencesFile]: JSON.stringify(references) }),
   }
   const temporary = `${folder}.tmp-${process.pid}`
   await rm(temporary, { recursive: true, force: true })
@@ -177,7 +182,7 @@ export async function describeFolder(
   return readManifest(folder)
 }
 
-/** Adam's moments of a resumable checkpoint. @throws FspoError 'CorruptCheckpoint' */
+/** What a resumable checkpoint holds beside the model. @throws FspoError 'CorruptCheckpoint' */
 export async function loadProgress(folder: string, count: number): Promise<Progress> {
   const manifest = await readManifest(folder)
   const path = join(folder, 'optimizer.safetensors')
@@ -192,7 +197,16 @@ export async function loadProgress(folder: string, count: number): Promise<Progr
       `${path}: tensor ${name} is missing or has ${values?.length ?? 0} of ${count} values`,
     )
   }
-  return { step: manifest?.step ?? 0, first: pick('first'), second: pick('second') }
+  const references = await loadReferences(folder, manifest)
+  return { step: manifest?.step ?? 0, first: pick('first'), second: pick('second'), references }
+}
+
+async function loadReferences(folder: string, manifest: Manifest | undefined) {
+  if (!manifest?.files.some(({ name }) => name === referencesFile)) return undefined
+  const text = await readText(readVerified(folder, referencesFile, manifest))
+  const numbers = z.array(z.number()).safeParse(parseJson(text))
+  if (numbers.success) return numbers.data
+  throw corrupt(`${join(folder, referencesFile)}: it is no list of numbers`)
 }
 
 async function readManifest(folder: string): Promise<Manifest | undefined> {

@@ -13,26 +13,12 @@ import {
   type Checkpoint,
   type Progress,
 } from './checkpoint.ts'
-import {
-  chunkTrees,
-  createOrder,
-  loadDataset,
-  readDocuments,
-  type Dataset,
-  type Unit,
-} from './data.ts'
+import { createOrder, loadDataset, readDocuments, type Dataset, type Unit } from './data.ts'
 import { emit, type Stop } from './events.ts'
 import type { Adam, Kernels } from './kernels.ts'
 import { createLlama } from './llama.ts'
-import { isPaired } from './objective.ts'
-import {
-  budgetOf,
-  evaluate,
-  scoreTrees,
-  scoringBudget,
-  stepGradient,
-  type Method,
-} from './passes.ts'
+import { evaluate, stepGradient, type Method } from './passes.ts'
+import { keptReferences, readReferences, restoreReferences } from './references.ts'
 import { dropOld, dropOthers, resumableFolders } from './retention.ts'
 import { learningRateAt } from './schedule.ts'
 import { learnTokenizer } from './tokenizer.ts'
@@ -71,9 +57,12 @@ export async function train(
     shared: spec.shared,
     references: new Map(),
   }
-  const begun = progress ? undefined : checkpoint
-  const units = [...data.units, ...evalUnits]
-  if (!(await readReferences(spec, method, { begun, units, stop }))) {
+  const trees = [...data.units, ...evalUnits].flat()
+  const known = progress?.references
+  if (known) restoreReferences(method, trees, known)
+  else if (
+    !(await readReferences(spec, method, { begun: progress ? undefined : checkpoint, trees, stop }))
+  ) {
     emit({ event: 'preempted', step: progress?.step ?? 0 })
     return false
   }
@@ -213,49 +202,14 @@ async function start(
   return { checkpoint: { config, tokenizer, weights: initialWeights(config, spec.seed) } }
 }
 
-/**
- * Reference log-probs of all data, once, by the same path as the policy's; `begun` is what a training that does not
- * resume starts from, often the reference itself. False when asked to stop.
- */
-async function readReferences(
-  spec: TrainSpec,
-  method: Method,
-  { begun, units, stop }: { begun: Checkpoint | undefined; units: Unit[]; stop: Stop },
-): Promise<boolean> {
-  if (!isPaired(spec.objective)) return true
-  const isSame = 'checkpoint' in spec.init && spec.init.checkpoint === spec.reference
-  const { config, weights } = (isSame && begun) || (await loadCheckpoint(spec.reference!))
-  const reference = createLlama(method.kernels, config)
-  const tensor = method.kernels.upload(weights, [weights.length])
-  const chunks = chunkTrees(units.flat(), budgetOf(scoringBudget, spec))
-  for (const [done, trees] of chunks.entries()) {
-    const { logps } = scoreTrees({ ...method, llama: reference }, tensor, trees)
-    splitByTree(trees, logps).forEach((part, i) => method.references.set(trees[i]!, part))
-    if (chunks.length > 1)
-      emit({ event: 'progress', done: done + 1, total: chunks.length, of: 'reference' })
-    await stop.breathe()
-    if (stop.requested) return false
-  }
-  tensor.dispose()
-  return true
-}
-
-function splitByTree(trees: Tree[], logps: Float64Array): Float64Array[] {
-  let at = 0
-  return trees.map(({ branches }) => {
-    const answers = branches.reduce((sum, branch) => sum + branch.answers.length, 0)
-    at += answers
-    return logps.slice(at - answers, at)
-  })
-}
-
 /** A resumable checkpoint; the two newest are kept, and the best on held-out pairs. */
 async function saveProgress(run: Run, done: number, evaluated?: { evalLoss: number }) {
   const { spec, recipe } = run
   const path = `${spec.out}.work/step-${String(done).padStart(6, '0')}`
   if ((await describeFolder(path))?.recipe !== recipe) {
     const of = { recipe, step: done, shardBytes: spec.shardBytes, ...evaluated }
-    await save(run, path, { ...of, moments: run.adam.moments() })
+    const references = keptReferences(run.method)
+    await save(run, path, { ...of, moments: run.adam.moments(), references })
   }
   await dropOld(`${spec.out}.work`)
   emit({ event: 'ckpt', step: done, path })
