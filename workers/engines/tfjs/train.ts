@@ -58,11 +58,9 @@ export async function train(
     references: new Map(),
   }
   const trees = [...data.units, ...evalUnits].flat()
-  const known = progress?.references
-  if (known) restoreReferences(method, trees, known)
-  else if (
-    !(await readReferences(spec, method, { begun: progress ? undefined : checkpoint, trees, stop }))
-  ) {
+  const begun = progress ? undefined : checkpoint
+  if (progress?.references) restoreReferences(method, trees, progress.references)
+  else if (!(await readReferences(spec, method, { begun, trees, stop }))) {
     emit({ event: 'preempted', step: progress?.step ?? 0 })
     return false
   }
