@@ -57,7 +57,7 @@ export const torchSchema = z.strictObject({
     .optional(), // on every linear layer but the head
   frozenLayers: z.int().nonnegative().optional(), // the embeddings, a tied head with them, and so many layers stay as they are
   checkpointing: z.boolean().default(false), // activations are computed again instead of kept
-  reference: z.enum(['cached', 'live']).default('cached'), // log-probs once for all data (less than once where layers are frozen), or with each step
+  reference: z.enum(['cached', 'live']).default('cached'), // log-probs once for all data, or with each step (also done where frozen layers in common make it cheaper)
   tokens: positive.default(4096), // of one forward and backward; larger steps add up
   device: z.enum(['auto', 'cpu', 'cuda']).default('auto'),
   threads: positive.optional(),

@@ -121,6 +121,22 @@ test('a resumed training has what the reference said from its checkpoint', async
   assert.deepEqual(lossesOf(second.events), lossesOf(unbroken.events).slice(stopped.step))
 })
 
+test('a checkpoint whose references are of other data is refused in one line', async (t) => {
+  const folder = temporaryFolder(t)
+  const { data } = trainSpec(folder)
+  const spec = trainSpec(folder, { steps: 60, recipe: 'one', data })
+  const first = startEngine(folder, spec)
+  await first.until((event) => event.event === 'step' && event.step === 5)
+  first.child.kill('SIGTERM')
+  await first.exit
+  const other = [writeRows(join(folder, 'other.parquet'), reference.rows.slice(0, -1))]
+  const { code, events } = await runEngine(folder, { ...spec, data: other })
+  assert.equal(code, 1)
+  const last = events.at(-1)!
+  assert.ok(last.event === 'error' && last.errorClass === 'CorruptCheckpoint', JSON.stringify(last))
+  assert.match(last.message, /references of 12 answers, the data 10 answers: remove/)
+})
+
 test('a step larger than the token budget is cut without changing its gradient', async (t) => {
   const rows = Array.from({ length: 40 }, (_, i) =>
     reference.rows.map((row) => ({ ...row, episode: row.episode + 4 * i, group: i })),

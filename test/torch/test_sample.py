@@ -115,6 +115,14 @@ def test_a_batch_holds_prefixes_of_about_as_many_jobs_and_each_job_once():
     assert len(batches) == 4  # 1; 3 and 4; 40; 90
 
 
+def test_a_batch_counts_a_prefix_once_in_whatever_order_jobs_come(monkeypatch):
+    model = tiny_model()
+    monkeypatch.setattr(sampling, "CACHE_BYTES", 60 * sampling.cache_bytes(model))  # two prefixes of 10, eight rows of 5
+    prefixes = [[at % 2] * 10 for at in range(8)]
+    jobs = [sampling.Job(str(i), 0, prefix, [1], Random(i)) for i, prefix in enumerate(prefixes)]
+    assert len(sampling.cut_batches(jobs, model, 4)) == 1
+
+
 def test_an_answer_is_never_empty(draw):
     samples = draw(ROWS, draws=40, temperature=2, maxNewTokens=3)
     special = set(AutoTokenizer.from_pretrained(TINY).added_tokens_decoder)

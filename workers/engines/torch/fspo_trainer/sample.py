@@ -95,11 +95,16 @@ def cut_batches(jobs: list[Job], model, new_tokens: int, halved: bool = False) -
     part = 2 if halved else 1
     room, most = CACHE_BYTES // part // cache_bytes(model), ROWS // part
     shares = Counter(tuple(job.prefix) for job in jobs)
+
+    def place(job: Job):
+        own = tuple(job.prefix)
+        return shares[own], len(own), own
+
     batches: list[list[Job]] = []
     prefixes = prefix = query = least = 0
-    for job in sorted(jobs, key=lambda job: (shares[tuple(job.prefix)], len(job.prefix))):
+    for job in sorted(jobs, key=place):
         batch = batches[-1] if batches else []
-        share = shares[tuple(job.prefix)]
+        share = place(job)[0]
         count = prefixes + (not batch or job.prefix != batch[-1].prefix)
         widest = max(prefix, len(job.prefix)), max(query, len(job.query))
         rows = len(batch) + 1
