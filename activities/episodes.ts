@@ -195,65 +195,44 @@ function inTwos<Value>(list: Value[]): Value[][] {
 }
 
 /**
- * One episode per member over the same k queries, all of which the members disagree on while there are enough. The N
- * shots are the same too, at least half of them disputed, or with `ownShots` everyone's own, of all that they labelled.
- * No question is asked twice where possible. Returns [] when the members share fewer than N + k labelled pairs.
+ * One episode per member over the same pairs: N shots, at least half of which they disagree on, and k
+ * queries, all of which they disagree on while there are enough. No question is asked twice where
+ * possible. Returns [] when the members share fewer than N + k labelled pairs.
  */
-function drawGroup(members: Person[], { episodes }: Plan, random: Random) {
-  const { shots, queries, ownShots } = episodes
+function drawGroup(members: Person[], { episodes: { shots, queries } }: Plan, random: Random) {
   const [one, other] = members.map(({ labels }) => labels)
   const pool = random.shuffle([...one!.keys()].filter((key) => !other || other.has(key)))
   if (pool.length < shots + queries) return []
+  const asked = new Set<string>()
+  const taken = new Set<string>()
 
   function isDisputed(key: string) {
     return !other || one!.get(key)!.labelFirst !== other.get(key)!.labelFirst
   }
 
-  function draw(keys: string[], labels: Person['labels'], held: string[]) {
-    const wanted = (key: string, turn: number) => ownShots || turn >= shots / 2 || isDisputed(key)
-    return random.shuffle(pickPairs(keys, { labels, count: shots, besides: held, wanted }))
-  }
-
-  const held = pickPairs(pool, { labels: one!, count: queries, wanted: isDisputed })
-  const shown = ownShots ? undefined : draw(pool, one!, held)
-  return members.map(({ labels }) => {
-    const keys = shown ?? draw(random.shuffle([...labels.keys()]), labels, held)
-    return {
-      shots: keys.map((key) => labels.get(key)!),
-      queries: held.map((key) => labels.get(key)!),
-    }
-  })
-}
-
-/** The first `count` of these pairs, of new questions where possible, and before that wanted at their turn. */
-function pickPairs(
-  keys: string[],
-  of: {
-    labels: Person['labels']
-    count: number
-    wanted: (key: string, turn: number) => boolean
-    besides?: string[]
-  },
-): string[] {
-  const { labels, count, wanted, besides = [] } = of
-  const taken = new Set(besides)
-  const asked = new Set(besides.map((key) => labels.get(key)!.question))
-  return Array.from({ length: count }, (_, turn) => {
+  function take(mustDispute: boolean): string {
     let best = ''
     let least = Infinity
-    for (const key of keys) {
+    for (const key of pool) {
       if (taken.has(key)) continue
-      const repeats = asked.has(labels.get(key)!.question) ? 1 : 0
-      const penalty = repeats + (wanted(key, turn) ? 0 : 2)
+      const repeats = asked.has(one!.get(key)!.question) ? 1 : 0
+      const penalty = repeats + (mustDispute && !isDisputed(key) ? 2 : 0)
       if (penalty >= least) continue
       best = key
       least = penalty
       if (penalty === 0) break
     }
     taken.add(best)
-    asked.add(labels.get(best)!.question)
+    asked.add(one!.get(best)!.question)
     return best
-  })
+  }
+
+  const held = Array.from({ length: queries }, () => take(true))
+  const shown = random.shuffle(Array.from({ length: shots }, (_, i) => take(i < shots / 2)))
+  return members.map(({ labels }) => ({
+    shots: shown.map((key) => labels.get(key)!),
+    queries: held.map((key) => labels.get(key)!),
+  }))
 }
 
 function tooFew({ episodes: { shots, queries } }: Spec, counts: Labels['counts']): FspoError {

@@ -22,7 +22,7 @@ function headOf({ run, seed, date, model, judge, spec, versions, cost, seconds }
   return `# FSPO run ${run}
 
 ${date}, seed ${seed}. Policy: ${model.name}, ${showNumber(model.parameters / 1e6, 2)} million parameters, \
-${spec.episodes.shots} shots, ${spec.episodes.queries} queries per prefix, pairing ${spec.episodes.pairing}${spec.episodes.ownShots ? ' with shots of their own' : ''}, \
+${spec.episodes.shots} shots, ${spec.episodes.queries} queries per prefix, pairing ${spec.episodes.pairing}, \
 IPO on summed log-probs with beta ${spec.training.beta} and ${spec.training.sftWeight} times the chosen answer's \
 negative log-likelihood. ${spec.evaluation.shotSets} shot sets per user, taken by turns. Labels by ${judge.labels}, verdicts by ${judge.verdicts}. \
 Made in ${showNumber(seconds, 0)} s for ${showNumber(cost, 2)} dollars with ${Object.entries(

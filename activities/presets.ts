@@ -65,8 +65,8 @@ const small: Spec = {
     steering: 'opening',
   },
   refinement: { pairs: 0, model: 'sim-judge' },
-  preferences: { judge: programJudge, panel: 16, pairs: 1600, unseenPairs: 120, noticeable: 1 },
-  episodes: { shots: 4, queries: 4, perUser: 22, pairing: 'disagreeing', ownShots: true },
+  preferences: { judge: programJudge, panel: 16, pairs: 800, unseenPairs: 120, noticeable: 1 },
+  episodes: { shots: 4, queries: 4, perUser: 22, pairing: 'disagreeing' },
   training: {
     engine: 'torch',
     torch: torchSchema.parse({ precision: 'bfloat16', frozenLayers: 10 }),

@@ -67,7 +67,6 @@ export const specSchema = z.strictObject({
     queries: positive, // k per prefix; 1 is the paper
     perUser: positive, // training episodes per user
     pairing: z.enum(['none', 'mirrored', 'disagreeing']),
-    ownShots: z.boolean().optional(), // users who share a group are shown pairs of their own, not the same ones
   }),
   training: z.strictObject({
     engine: z.enum(['tfjs', 'torch']).default('tfjs'), // equal to rounding, so their models differ in the last digits

@@ -84,38 +84,6 @@ test('users of a group disagree about the same answers after the same shots', ()
   assert.ok(disputed / total > 0.98, `${disputed} of ${total}`)
 })
 
-test('with shots of their own, users of a group disagree about the same answers after other shots', async () => {
-  const made = await makeChain({ ...small, episodes: { ...small.episodes, ownShots: true } })
-  const labelled = new Map<string, Set<string>>()
-  for (const { user, chosen, rejected, consistent } of made.preferences) {
-    if (consistent)
-      labelled.set(user, (labelled.get(user) ?? new Set()).add(`${chosen}\n${rejected}`))
-  }
-  const counts = { shots: 0, same: 0, queries: 0, disputed: 0 }
-  for (const [one, other] of groupsOf(made.episodes)) {
-    const [mine, theirs] = [one!, other!].map(([row]) => shotsOf(row!.prefix))
-    for (const [chosen, rejected] of mine!) {
-      assert.ok(labelled.get(one![0]!.user)!.has(`${chosen}\n${rejected}`))
-      counts.shots++
-      if (theirs!.flat().includes(chosen!) && theirs!.flat().includes(rejected!)) counts.same++
-    }
-    for (const [i, row] of one!.entries()) {
-      assert.equal(row.query, other![i]!.query)
-      counts.queries++
-      if (row.chosen === other![i]!.rejected) counts.disputed++
-    }
-  }
-  const { shots, same, queries, disputed } = counts
-  assert.ok(disputed / queries > 0.9, `${disputed} of ${queries}`)
-  assert.ok(same / shots < 0.5, `${same} of ${shots} are shown to both`)
-})
-
-/** Chosen and rejected answer of each shot. */
-function shotsOf(prefix: string): string[][] {
-  const answers = [...prefix.matchAll(/referred Response\n(.*)/g)].map(([, text]) => text!)
-  return answers.flatMap((_, i) => (i % 2 === 0 ? [answers.slice(i, i + 2)] : []))
-}
-
 test('mirrored groups are couples who agree on no pair shown', async () => {
   const made = await makeChain({ ...small, episodes: { ...small.episodes, pairing: 'mirrored' } })
   const index = new Map(made.personas.map((persona) => [persona.id, persona.index]))
