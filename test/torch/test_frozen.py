@@ -13,8 +13,8 @@ from fspo_trainer.trunk import Trunk
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_frozen_layers_and_the_embeddings_stay_and_the_others_learn_as_they_would(tmp_path, ranks):
-    spec = train_spec(tmp_path, steps=1, torch={"frozenLayers": 1, "ranks": ranks})
+def test_frozen_layers_embeddings_and_mlps_stay_and_the_rest_learns_as_it_would(tmp_path, ranks):
+    spec = train_spec(tmp_path, steps=1, torch={"frozenLayers": 1, "frozenMlp": True, "ranks": ranks})
     child = start(tmp_path, spec)
     read_until(child, "done")
     assert child.wait() == 0
@@ -24,7 +24,7 @@ def test_frozen_layers_and_the_embeddings_stay_and_the_others_learn_as_they_woul
         load_file(folder / "model.safetensors") for folder in (TINY, Path(spec["out"]), tmp_path / "whole")
     )
     for name, tensor in before.items():
-        is_frozen = name.startswith(("model.embed_tokens.", "model.layers.0."))
+        is_frozen = name.startswith(("model.embed_tokens.", "model.layers.0.", "model.layers.1.mlp."))
         assert torch.equal(after[name], tensor) == is_frozen, name
         if not is_frozen:  # a first step of AdamW goes by the gradient's sign alone
             assert torch.allclose(after[name], free[name], atol=1e-4), name

@@ -20,6 +20,7 @@ from fspo_trainer.errors import EngineError
         ({"torch": {"attention": "flex"}}, "BadSpec", "flex has no backward on cpu: use sdpa2"),
         ({"torch": {"frozenLayers": 2}}, "BadSpec", "frozenLayers is 2 and the model has 2 layers: lower it"),
         ({"torch": {"frozenLayers": 1, "lora": {}}}, "BadSpec", "torch.lora: freezes all layers"),
+        ({"torch": {"frozenMlp": True, "lora": {}}}, "BadSpec", "and torch.frozenMlp asks for some: leave one out"),
         ({"labelSmoothing": 0.1}, "BadSpec", "labelSmoothing: is for dpo, not ipo_sum"),
         ({"data": ["/nowhere.parquet"]}, "MissingFile", "No data file at /nowhere.parquet"),
         ({"init": {"checkpoint": "/nowhere"}}, "MissingFile", "No checkpoint at /nowhere"),

@@ -88,7 +88,7 @@ def test_losses_are_those_of_trl(engine, tmp_path, objective, loss_type):
         {"torch": {"checkpointing": True, "tokens": 60, "attention": "mask"}},
         {"torch": {"precision": "bfloat16"}},
         LORA,
-        {"torch": {"frozenLayers": 1}},
+        {"torch": {"frozenLayers": 1, "frozenMlp": True}},
     ],
     ids=["adamw", "rmsprop", "checkpointing", "bfloat16", "lora", "frozen"],
 )

@@ -72,8 +72,9 @@ def _check_train(spec: dict) -> None:
         raise _Invalid("both", f"is for pref_ft, not {objective}: leave it out")
     if spec["torch"]["lora"] and "architecture" in spec["init"]:
         raise _Invalid("torch.lora", "adapts a checkpoint, and init is an architecture: leave it out")
-    if spec["torch"]["lora"] and spec["torch"]["frozenLayers"] > 0:
-        raise _Invalid("torch.lora", "freezes all layers, and torch.frozenLayers asks for some: leave one out")
+    frozen = [name for name in ("frozenLayers", "frozenMlp") if spec["torch"][name]]
+    if spec["torch"]["lora"] and frozen:
+        raise _Invalid("torch.lora", f"freezes all layers, and torch.{frozen[0]} asks for some: leave one out")
     if (spec["torch"]["lora"] or {}).get("base") and spec["torch"]["ranks"] > 1:
         raise _Invalid("torch.lora.base", "runs in one process, and torch.ranks asks for more: leave one out")
 
@@ -176,6 +177,7 @@ _TORCH = {
     "weightDecay": (_number(least=0), 0.0),
     "lora": (_nested(_LORA), None),
     "frozenLayers": (_count, 0),
+    "frozenMlp": (_flag, False),
     "checkpointing": (_flag, False),
     "reference": (_one_of("cached", "live"), "cached"),
     "tokens": (_positive, 4096),

@@ -68,7 +68,7 @@ def train(spec, ranks: Ranks) -> bool:
     done = read_manifest(resumed)["step"] if resumed else 0
     if spec.torch.lora:
         _adapt(checkpoint.model, spec, resumed, ranks.device)
-    freeze(checkpoint.model, spec.torch.frozenLayers)
+    freeze(checkpoint.model, spec.torch.frozenLayers, spec.torch.frozenMlp)
     policy = ranks.wrap(_policy(checkpoint.model, spec))
     is_live = spec.torch.reference == "live"
     reference = open_reference(spec, policy, ranks) if is_live else None
@@ -130,14 +130,16 @@ def _adapt(model, spec, resumed: Path | None, device: torch.device) -> None:
             model.load_state_dict(state, strict=False)
 
 
-def freeze(model, count: int) -> None:
-    """Leaves the embeddings, a head tied to them, and the first `count` layers as they are: no gradient goes there.
+def freeze(model, count: int, mlp: bool) -> None:
+    """Leaves the embeddings, a head tied to them, the first `count` layers, and with `mlp` all layers' MLPs as they are.
 
-    With 0 all learn, the embeddings too. Raises EngineError 'BadSpec' when no layer would.
+    With 0 the embeddings and all layers learn. Raises EngineError 'BadSpec' when no layer would.
     """
+    layers = model.get_decoder().layers
+    for layer in layers if mlp else []:
+        layer.mlp.requires_grad_(False)
     if count == 0:
         return
-    layers = model.get_decoder().layers
     if count >= len(layers):
         raise EngineError(
             "BadSpec",
