@@ -76,7 +76,7 @@ const small: Spec = {
     maxTokens: 1024,
     prefFt: { steps: 32, batch: 1, learningRate: 3e-5, warmupSteps: 4 },
     pooled: { steps: 40, batch: 1, learningRate: 3e-5, warmupSteps: 4 },
-    fspo: { steps: 170, batch: 1, learningRate: 4e-5, warmupSteps: 12 },
+    fspo: { steps: 170, batch: 1, learningRate: 8e-5, warmupSteps: 12 },
   },
   evaluation: {
     judge: programJudge,
