@@ -118,7 +118,7 @@ test('every example of an ablation is a run of preset small', async () => {
     const { run, spec: asked } = await readSettings({ config: folder + file }, ['generate'])
     assert.equal(run, `small-${file.replace('.json', '')}`)
     assert.equal(asked.training.engine, 'torch')
-    // The figures of all but one are older than the option.
+    // The others' figures are older than the option.
     assert.equal(asked.training.torch?.frozenLayers, file === 'attention.json' ? 15 : 0)
     // The data is that of the preset: only episodes and what reads them differ.
     for (const stage of ['responses', 'preferences'] as const)

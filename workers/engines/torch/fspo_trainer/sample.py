@@ -104,7 +104,7 @@ def cut_batches(jobs: list[Job], model, new_tokens: int, halved: bool = False) -
     prefixes = prefix = query = least = 0
     for job in sorted(jobs, key=place):
         batch = batches[-1] if batches else []
-        share = place(job)[0]
+        share = shares[tuple(job.prefix)]
         count = prefixes + (not batch or job.prefix != batch[-1].prefix)
         widest = max(prefix, len(job.prefix)), max(query, len(job.query))
         rows = len(batch) + 1

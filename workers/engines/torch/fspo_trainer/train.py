@@ -131,13 +131,14 @@ def _adapt(model, spec, resumed: Path | None, device: torch.device) -> None:
 
 
 def freeze(model, count: int, mlp: bool) -> None:
-    """Leaves the embeddings, a head tied to them, the first `count` layers, and with `mlp` all layers' MLPs as they are.
+    """Leaves the embeddings, a head tied to them, and the first `count` layers as they are; none of them where it is 0.
 
-    With 0 the embeddings and all layers learn. Raises EngineError 'BadSpec' when no layer would.
+    With `mlp` the MLPs of all layers stay too. Raises EngineError 'BadSpec' when no layer would learn.
     """
     layers = model.get_decoder().layers
-    for layer in layers if mlp else []:
-        layer.mlp.requires_grad_(False)
+    if mlp:
+        for layer in layers:
+            layer.mlp.requires_grad_(False)
     if count == 0:
         return
     if count >= len(layers):
