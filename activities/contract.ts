@@ -56,7 +56,11 @@ export const torchSchema = z.strictObject({
     })
     .optional(), // on every linear layer but the head
   frozenLayers: z.int().nonnegative().optional(), // the embeddings, a tied head with them, and so many layers stay as they are
-  frozenMlp: z.boolean().optional(), // the layers' MLPs stay as they are: attention and norms learn
+  // The layers' MLPs stay as they are: attention and norms learn. Turned off it is left out, as in keys of before.
+  frozenMlp: z
+    .boolean()
+    .optional()
+    .transform((on) => on || undefined),
   checkpointing: z.boolean().default(false), // activations are computed again instead of kept
   reference: z.enum(['cached', 'live']).default('cached'), // log-probs once for all data, or with each step (also done where frozen layers in common make it cheaper)
   tokens: positive.default(4096), // of one forward and backward; larger steps add up

@@ -116,7 +116,7 @@ test('every example of an ablation is a run of preset small', async () => {
   const folder = new URL('../examples/small/', import.meta.url).pathname
   const recipes: Record<string, unknown> = {
     'attention.json': [15, true, 6e-5, 6e-5, 6e-5],
-    'lower-layers.json': [10, false, 3e-5, 3e-5, 8e-5],
+    'lower-layers.json': [10, undefined, 3e-5, 3e-5, 8e-5],
   }
   for (const file of readdirSync(folder)) {
     const { run, spec: asked } = await readSettings({ config: folder + file }, ['generate'])
@@ -126,7 +126,7 @@ test('every example of an ablation is a run of preset small', async () => {
     const { torch, prefFt, pooled, fspo } = asked.training
     const rates = [prefFt, pooled, fspo].map(({ learningRate }) => learningRate)
     const recipe = [torch?.frozenLayers, torch?.frozenMlp, ...rates]
-    assert.deepEqual(recipe, recipes[file] ?? [0, false, 3e-5, 3e-5, 8e-5])
+    assert.deepEqual(recipe, recipes[file] ?? [0, undefined, 3e-5, 3e-5, 8e-5])
     assert.equal(asked.evaluation.pairs, 20)
     // The data is that of the preset: only episodes and what reads them differ.
     for (const stage of ['responses', 'preferences'] as const)
