@@ -106,7 +106,7 @@ export const sampleSpecSchema = z.strictObject({
   data: z.array(path).min(1),
   out: path,
   draws: positive.default(1),
-  backend: z.literal('vllm').optional(), // torch only, installed by hand, needs a GPU; default: the engine's own sampler
+  backend: z.literal('vllm').optional(), // torch only, installed by hand; default: the engine's own sampler
   precision, // bfloat16: torch only
   halved,
   temperature: z.number().nonnegative(), // 0 is greedy

@@ -20,7 +20,7 @@ export function addModels(
     .option('--temperature <t>', '0 is greedy (default: 0.7)', readNumber)
     .option('--top-p <p>', 'of the nucleus (default: 1)', readNumber)
     .option('--max-new-tokens <n>', 'longest answer (default: 128)', readNumber)
-    .option('--backend <name>', "vllm: in place of engine torch's own sampler, on a GPU")
+    .option('--backend <name>', "vllm: in place of engine torch's own sampler")
     .action(async (flags: object) => {
       const { sample } = await import('./ask.ts')
       finish(await sample(flags))

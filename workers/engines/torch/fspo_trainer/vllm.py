@@ -1,10 +1,12 @@
-"""Answers by vLLM in place of our own generation. Untested on a GPU: the tests put a stand-in under its calls.
+"""Answers by vLLM in place of our own generation. Untested on a GPU: the tests run vLLM's build for CPUs.
 
 The rules are our own sampler's: token ids go in, stop ids end an answer, which is never empty, and a row's seed comes
 from (seed, id, draw). Greedy answers are the same to rounding; others come from vLLM's own random numbers.
 """
 
 import os
+
+import torch
 
 from .checkpoint import context_of, open_checkpoint
 from .events import emit, stop_requested
@@ -19,6 +21,7 @@ _ENVIRONMENT = {
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",
     "VLLM_NO_USAGE_STATS": "1",
 }
+CPU_CACHE_BYTES = 2 * 2**30  # of keys and values; vLLM would take nearly all memory, as it does of a GPU's
 
 
 def sample(spec) -> bool:
@@ -47,6 +50,7 @@ def _start(spec, context: int):
         max_model_len=context,
         max_num_seqs=ROWS // 2 if spec.halved else ROWS,
         enable_prefix_caching=True,
+        kv_cache_memory_bytes=None if torch.cuda.is_available() else CPU_CACHE_BYTES,
         disable_log_stats=True,
     )
     return vllm.LLMEngine.from_engine_args(arguments)
