@@ -136,7 +136,7 @@ function keyOf({ first, second }: Pair): string {
  */
 function scoreOf({ users: { axes: named } }: Spec): Choice['score'] {
   if (!named) return () => differ
-  const own = named.map((axis) => axes.indexOf(axis))
+  const own = [...new Set(named)].map((axis) => axes.indexOf(axis))
   const couples = own.flatMap((one, at) => own.slice(at + 1).map((other) => [one, other] as const))
   const alone = own.map((axis) => (a: Properties, b: Properties) => apart(a, b, axis))
   const together = couples.flatMap(([one, other]) =>

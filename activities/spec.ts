@@ -34,8 +34,8 @@ export const specSchema = z.strictObject({
   users: z.strictObject({
     train: positive, // users whose preferences may be trained on
     unseen: positive, // users only ever evaluated; half have combinations of taste no training user has
-    // Training users care about one of these, unseen users about all, as in the paper's Reviews. Without: all
-    // three axes in 26 combinations, ten of them held out.
+    // Training users care about one of these, twice as many about one named twice, and unseen users about all, as in
+    // the paper's Reviews. Without: all three axes in 26 combinations, ten of them held out.
     axes: z
       .array(z.enum(['sentiment', 'length', 'hedging']))
       .min(1)

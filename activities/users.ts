@@ -47,7 +47,8 @@ export const trainedCombinations: readonly string[] = trained
  * The user behind a persona; `index` is the persona's (unseen users follow the training users).
  * Users 2i and 2i+1 are a couple with opposite combinations and magnitudes of their own in [0.6, 1.4].
  * Unseen couples have held-out combinations and trained ones by turns. Where `spec.users.axes` names axes, training
- * users care about one of them and unseen users about all: the paper's trained and interpolated users of Reviews.
+ * users care about one of them, about one named twice twice as many, and unseen users about all: the paper's trained
+ * and interpolated users of Reviews.
  * @throws FspoError 'UnknownUser' when the index is outside the split.
  */
 export function measurableUser(of: {
@@ -118,11 +119,13 @@ function oneOfEachCouple(): Signs[] {
   return all.filter((signs) => (signs.find((sign) => sign !== 0) ?? 0) > 0)
 }
 
-/** One of each couple that cares about one of the axes. */
+/** One of each couple that cares about one of the axes; then of one named twice again, and so on. */
 function alone(named: readonly Axis[]): Signs[] {
-  return oneOfEachCouple().filter(
+  if (named.length === 0) return []
+  const once = oneOfEachCouple().filter(
     (signs) => axesOf(signs).length === 1 && named.includes(axesOf(signs)[0]!),
   )
+  return [...once, ...alone(named.filter((axis, at) => named.indexOf(axis) < at))]
 }
 
 /** One of each couple that cares about all of the axes and no other. */

@@ -27,7 +27,7 @@ const { small, tiny } = presets
 /** Preset small with few users, questions and reviews; the simulator writes. */
 const spec: Spec = {
   ...small,
-  users: { ...small.users, train: 8, unseen: 8 },
+  users: { ...small.users, axes: ['sentiment', 'length'], train: 8, unseen: 8 },
   questions: { ...small.questions, seen: 8, unseen: 6 },
   responses: { ...tiny.responses, perQuestion: 12 },
   preferences: { ...small.preferences, panel: 8, pairs: 48, unseenPairs: 24 },
@@ -59,6 +59,19 @@ test('with axes named, training users care about one of them and unseen users ab
   assert.deepEqual(combinations('unseen').toSorted(), corners.toSorted())
   assert.ok(alone.every((combination) => isTrainedCombination(combination, spec)))
   assert.ok(corners.every((combination) => !isTrainedCombination(combination, spec)))
+})
+
+test('about an axis named twice, twice as many training users care; no one else differs', () => {
+  const users = { ...spec.users, train: 12 }
+  const twice: Spec = { ...spec, users: { ...users, axes: ['sentiment', 'length', 'length'] } }
+  const user = (index: number, split: 'train' | 'unseen', asked: Spec = { ...spec, users }) =>
+    measurableUser({ seed: 0, index, split, spec: asked })
+  const axesOf = (asked?: Spec) =>
+    Array.from({ length: 12 }, (_, i) => user(i, 'train', asked).combination.slice(1))
+  const long = (asked?: Spec) => axesOf(asked).filter((axis) => axis === 'length').length
+  assert.deepEqual([long(), long(twice)], [6, 8])
+  assert.equal(new Set(axesOf(twice).slice(0, 4)).size, 2, 'the first four care about both')
+  assert.deepEqual(user(13, 'unseen', twice), user(13, 'unseen'))
 })
 
 test('an opening names the film and words to begin with, and no number', () => {
