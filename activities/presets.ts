@@ -50,9 +50,9 @@ const small: Spec = {
   seed: 0,
   domain: 'reviews',
   users: {
-    train: 12,
+    train: 16,
     unseen: 16,
-    axes: ['sentiment', 'length', 'length'], // length is the harder to read
+    axes: ['sentiment', 'length'],
     silentShare: 0,
     model: 'sim-large',
   },
@@ -65,8 +65,8 @@ const small: Spec = {
     steering: 'opening',
   },
   refinement: { pairs: 0, model: 'sim-judge' },
-  preferences: { judge: programJudge, panel: 12, pairs: 800, unseenPairs: 120, noticeable: 1 },
-  episodes: { shots: 4, queries: 4, perUser: 44, pairing: 'disagreeing' },
+  preferences: { judge: programJudge, panel: 16, pairs: 800, unseenPairs: 120, noticeable: 1 },
+  episodes: { shots: 4, queries: 4, perUser: 33, pairing: 'disagreeing' },
   training: {
     engine: 'torch',
     torch: torchSchema.parse({ precision: 'bfloat16', frozenLayers: 15, frozenMlp: true }),
